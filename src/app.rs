@@ -1,0 +1,259 @@
+//! The composition root: the only place where concrete parts meet.
+
+mod session_store;
+mod watch;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use self::session_store::SessionStore;
+use crate::chroma::{Client, Vectors};
+use crate::config::{Config, Lane as LaneName};
+use crate::http;
+use crate::lane::{Bug, Lane, LaneSettings};
+use crate::lifecycle::{Ending, Fatal, Leaving, Signals, Tasks};
+use crate::redis::sessions::SessionHashes;
+use crate::redis::{GroupReader, InHand, ReaderSettings, Redis, Settler, SettlerSettings};
+use crate::seam::{Answer, Destination, Pauses};
+use crate::telemetry::health::{Component, Health, Outage};
+use crate::telemetry::metric::{LaneMetrics, Recorder, UPKEEP_PERIOD};
+use crate::timescale::{Database, DatabaseError, Interactions, SessionTables, schema};
+
+/// Unix microseconds of the system's clock.
+fn now_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_micros() as i64)
+}
+
+/// What the parts of one worker share.
+struct Parts {
+    config: Config,
+    redis: Redis,
+    database: Database,
+    chroma: Client,
+    recorder: Recorder,
+    health: Health,
+    leaving: Leaving,
+    /// Cancelled once the schema is there.
+    schema_ready: CancellationToken,
+}
+
+/// Runs the worker until a signal, or until something ends that must not.
+///
+/// # Errors
+/// What has to be changed before it can start at all, in words.
+pub async fn run(config: Config) -> anyhow::Result<Ending> {
+    let signals = Signals::listen()?;
+    let listener = TcpListener::bind(config.http.addr).await.map_err(|error| {
+        anyhow::anyhow!(
+            "AEGIS_HTTP_ADDR is {}, and nothing can listen there ({error}): choose an address and port that are free",
+            config.http.addr
+        )
+    })?;
+    for unknown in &config.unknown {
+        tracing::warn!("{unknown}");
+    }
+    let partitions = usize::from(config.streams.partitions);
+    // One connection a writer, and one for probes.
+    let connections =
+        config.lanes.iter().filter(|lane| lane.needs_database()).count() * config.batch.writers_max * partitions.min(4) + 1;
+    let recorder = Recorder::new();
+    let parts = Arc::new(Parts {
+        redis: Redis::new(&config.redis)?,
+        database: Database::new(&config.database, connections)?,
+        chroma: Client::new(&config.chroma)?,
+        health: Health::new(&recorder, &config.lanes),
+        recorder,
+        leaving: Leaving::default(),
+        schema_ready: CancellationToken::new(),
+        config,
+    });
+    let config = &parts.config;
+    let keys = http::Keys::new(config.http.api_keys.clone());
+    let state = http::State {
+        health: parts.health.clone(),
+        recorder: parts.recorder.clone(),
+        keys: keys.clone(),
+        limits: http::Limits::default(),
+    };
+    // The endpoints outlive the lanes: an orchestrator watches the worker leave.
+    let endpoints_stop = CancellationToken::new();
+    let endpoints = tokio::spawn(http::serve(listener, state, endpoints_stop.clone()));
+
+    let mut tasks = Tasks::default();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        lanes = ?config.lanes.iter().map(|lane| lane.name()).collect::<Vec<_>>(),
+        partitions,
+        consumer = config.streams.consumer,
+        group = config.streams.group,
+        "starting"
+    );
+    let schema = Arc::clone(&parts);
+    if config.lanes.iter().any(|lane| lane.needs_database()) {
+        tasks.spawn("schema", async move { ready_schema(&schema).await });
+    }
+    watch::spawn(&parts, &mut tasks);
+    let upkeep = Arc::clone(&parts);
+    tasks.spawn("metrics", async move {
+        let mut tick = tokio::time::interval(UPKEEP_PERIOD);
+        while upkeep.leaving.stop.run_until_cancelled(tick.tick()).await.is_some() {
+            upkeep.recorder.upkeep();
+        }
+        Ok(())
+    });
+    for lane in &config.lanes {
+        let metrics = Arc::new(parts.recorder.lane(*lane));
+        watch::spawn_streams(&parts, *lane, &metrics, &mut tasks);
+        for partition in 0..config.streams.partitions {
+            let lane = LanePart { parts: Arc::clone(&parts), lane: *lane, partition, metrics: Arc::clone(&metrics) };
+            tasks.spawn(lane.lane.name(), lane.run());
+        }
+    }
+    let ending = tasks.run(&parts.leaving, config.delivery.drain_timeout, signals, || reload_keys(&keys)).await;
+    endpoints_stop.cancel();
+    let _ = endpoints.await;
+    tracing::info!(status = ending.status(), "ended");
+    Ok(ending)
+}
+
+/// Rereads the API keys; a bad new setting leaves the old ones.
+fn reload_keys(keys: &http::Keys) {
+    match crate::config::Given::from_environment().and_then(|given| Config::load(&given)) {
+        Ok(config) => {
+            keys.replace(config.http.api_keys);
+            tracing::info!("the API keys are reread");
+        }
+        Err(error) => tracing::warn!(%error, "the API keys stay as they are"),
+    }
+}
+
+/// Brings the schema up to date, or sees to it that it is there. Waits while the database is away; what waiting cannot mend
+/// ends the program.
+async fn ready_schema(parts: &Parts) -> Result<(), Fatal> {
+    let config = &parts.config.database;
+    let metrics = parts
+        .recorder
+        .lane(parts.config.lanes.iter().copied().find(|lane| lane.needs_database()).unwrap_or(LaneName::Interactions));
+    let mut outage = Outage::new(&metrics, Component::Database);
+    let mut pauses = Pauses::new();
+    let ready = async {
+        loop {
+            let result = if config.migrate_on_start { migrate(config).await } else { find_schema(config).await };
+            match result {
+                Ok(()) => break Ok(()),
+                Err(error @ (DatabaseError::Refused(_) | DatabaseError::Schema(_))) => {
+                    break Err(Fatal::Unusable(error.to_string()));
+                }
+                Err(error) => match error.answer() {
+                    Answer::Wait => {
+                        outage.failed(&error.to_string());
+                        tokio::time::sleep(pauses.next(rand::random())).await;
+                    }
+                    Answer::SetAside | Answer::Stop => break Err(Fatal::Unusable(error.to_string())),
+                },
+            }
+        }
+    };
+    let Some(ready) = parts.leaving.stop.run_until_cancelled(ready).await else { return Ok(()) };
+    ready?;
+    outage.recovered();
+    parts.schema_ready.cancel();
+    parts.leaving.stop.cancelled().await;
+    Ok(())
+}
+
+async fn migrate(config: &crate::config::Database) -> Result<(), DatabaseError> {
+    let migrated = schema::migrate(config).await?;
+    tracing::info!(applied = ?migrated.applied, version = migrated.version, "the schema is up to date");
+    Ok(())
+}
+
+async fn find_schema(config: &crate::config::Database) -> Result<(), DatabaseError> {
+    let found = schema::inspect(config).await?;
+    if found.missing.is_empty() {
+        return Ok(());
+    }
+    Err(DatabaseError::Schema(format!("missing tables: {}", found.missing.join(", "))))
+}
+
+/// One stream of one lane.
+struct LanePart {
+    parts: Arc<Parts>,
+    lane: LaneName,
+    partition: u16,
+    metrics: Arc<LaneMetrics>,
+}
+
+impl LanePart {
+    async fn run(self) -> Result<(), Fatal> {
+        let Parts { config, redis, database, chroma, leaving, .. } = &*self.parts;
+        if self.lane.needs_database() && leaving.stop.run_until_cancelled(self.parts.schema_ready.cancelled()).await.is_none() {
+            return Ok(());
+        }
+        match self.lane {
+            LaneName::Interactions => self.serve(Interactions::new(database.clone(), config.batch)).await,
+            LaneName::Sessions => {
+                let hashes = SessionHashes::new(redis.clone(), &config.streams.prefix, config.session_ttl);
+                self.serve(SessionStore::new(SessionTables::new(database.clone()), hashes, config.batch)).await
+            }
+            LaneName::Embeddings => self.serve(Vectors::new(chroma.clone(), &config.chroma, config.batch.vectors_max)).await,
+        }
+    }
+
+    async fn serve(&self, destination: impl Destination) -> Result<(), Fatal> {
+        let Parts { config, redis, leaving, .. } = &*self.parts;
+        let key = config.streams.key(self.lane, self.partition);
+        let stream_outage = Outage::new(&self.metrics, Component::Redis);
+        let in_hand = InHand::default();
+        let settler = SettlerSettings {
+            key: key.clone(),
+            forward_key: config.streams.key(LaneName::Embeddings, self.partition),
+            dead_max: config.delivery.dead_max,
+            claim_idle: config.delivery.claim_idle,
+        };
+        let settler = Arc::new(Settler::new(redis.clone(), &config.streams, settler, in_hand.clone()));
+        let reader = ReaderSettings {
+            key: key.clone(),
+            claim_idle: config.delivery.claim_idle,
+            deliveries_max: config.delivery.deliveries_max,
+            entry_bytes_max: config.events.entry_bytes_max,
+            entries_max: destination.rows_max(),
+            bytes_max: config.batch.bytes_max,
+        };
+        let source =
+            GroupReader::new(redis.clone(), &config.streams, reader, in_hand, Arc::clone(&self.metrics), stream_outage.clone());
+        let lane = Lane {
+            source,
+            destination: Arc::new(destination),
+            settle: Arc::clone(&settler),
+            settings: LaneSettings {
+                stream: key.clone(),
+                batch: config.batch,
+                events: config.events,
+                metrics: Arc::clone(&self.metrics),
+                destination_outage: Outage::new(&self.metrics, Component::store_of(self.lane)),
+                stream_outage,
+                now_us,
+            },
+        };
+        let keeper = watch::keep(&settler, &self.metrics, config.delivery.claim_idle);
+        let served = tokio::select! {
+            served = lane.run(leaving.stop.clone(), leaving.abort.clone()) => served,
+            never = keeper => match never {},
+        };
+        served.map_err(|Bug(error)| Fatal::Bug(error))?;
+        // What was not settled in time is left for others at once; whether Redis hears it decides only how soon they take it.
+        match tokio::time::timeout(Duration::from_secs(3), settler.leave()).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(entries)) => tracing::warn!(stream = key, entries, "left entries for other workers"),
+            Ok(Err(error)) => {
+                tracing::warn!(stream = key, %error, "left without a word; others take over after AEGIS_CLAIM_IDLE");
+            }
+            Err(_) => tracing::warn!(stream = key, "left without a word; others take over after AEGIS_CLAIM_IDLE"),
+        }
+        Ok(())
+    }
+}

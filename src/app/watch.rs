@@ -1,0 +1,140 @@
+//! What is looked at while the lanes work: whether the components answer, how the streams stand, what is in hand for long.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Parts, now_us};
+use crate::config::Lane;
+use crate::lifecycle::{Fatal, Tasks};
+use crate::redis::{RedisError, Settler, inspect, remove_gone_consumers};
+use crate::telemetry::health::Component;
+use crate::telemetry::metric::{LaneMetrics, StreamState};
+
+/// Between two questions to a component: readiness follows the truth within seconds.
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
+/// After which a question counts as not answered.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two looks at the streams: finer than any scrape, and a hundredth of a percent of a core.
+const STREAMS_PERIOD: Duration = Duration::from_secs(2);
+
+/// Starts the probes of the components that the lanes need.
+pub(super) fn spawn(parts: &Arc<Parts>, tasks: &mut Tasks) {
+    for component in Component::needed_by(&parts.config.lanes) {
+        let parts = Arc::clone(parts);
+        tasks.spawn("probe", async move {
+            let mut first = true;
+            let mut tick = tokio::time::interval(PROBE_PERIOD);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            while parts.leaving.stop.run_until_cancelled(tick.tick()).await.is_some() {
+                let answer = match component {
+                    Component::Redis => redis(&parts, &mut first).await?,
+                    Component::Database => within(async { parts.database.ping().await.map_err(|error| error.to_string()) }).await,
+                    Component::Chroma => {
+                        within(async { parts.chroma.heartbeat().await.map_err(|error| error.to_string()) }).await
+                    }
+                };
+                parts.health.report(component, answer);
+            }
+            Ok(())
+        });
+    }
+    let parts = Arc::clone(parts);
+    tasks.spawn("redis memory", async move {
+        let memory = parts.recorder.redis_memory();
+        let mut tick = tokio::time::interval(STREAMS_PERIOD * 5);
+        while parts.leaving.stop.run_until_cancelled(tick.tick()).await.is_some() {
+            match inspect::server(&parts.redis).await {
+                Ok(server) => {
+                    memory.used_bytes.set(server.memory_used as f64);
+                    memory.limit_bytes.set(server.memory_max as f64);
+                }
+                Err(_) => memory.set_unknown(),
+            }
+        }
+        Ok(())
+    });
+}
+
+/// At first contact a wrong password ends the program; later somebody is changing it, and it is waited out.
+async fn redis(parts: &Parts, first: &mut bool) -> Result<Result<(), String>, Fatal> {
+    let answer = tokio::time::timeout(PROBE_TIMEOUT, parts.redis.ping()).await;
+    match answer {
+        Ok(Err(RedisError::Refused(error))) if *first => {
+            Err(Fatal::Unusable(format!("Redis refuses this user: {error}; see AEGIS_REDIS_URL")))
+        }
+        Ok(answer) => {
+            *first &= answer.is_err();
+            Ok(answer.map_err(|error| error.to_string()))
+        }
+        Err(_) => Ok(Err("no answer within 2 seconds".to_owned())),
+    }
+}
+
+async fn within(probe: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    tokio::time::timeout(PROBE_TIMEOUT, probe).await.unwrap_or_else(|_| Err("no answer within 2 seconds".to_owned()))
+}
+
+/// Starts looking at the streams of a lane.
+pub(super) fn spawn_streams(parts: &Arc<Parts>, lane: Lane, metrics: &Arc<LaneMetrics>, tasks: &mut Tasks) {
+    let (parts, metrics) = (Arc::clone(parts), Arc::clone(metrics));
+    tasks.spawn("streams", async move {
+        let keys = parts.config.streams.keys(lane);
+        // Losses seen at the last look: they stay visible until the group reads on, and count once.
+        let mut lost_before = vec![0; keys.len()];
+        let mut tick = tokio::time::interval(STREAMS_PERIOD);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while parts.leaving.stop.run_until_cancelled(tick.tick()).await.is_some() {
+            match look(&parts, &keys, &mut lost_before, &metrics).await {
+                Ok(state) => metrics.set_streams(&state),
+                // The outage itself is told by the lane's reader.
+                Err(_) => metrics.set_streams_unknown(),
+            }
+        }
+        Ok(())
+    });
+}
+
+async fn look(parts: &Parts, keys: &[String], lost_before: &mut [u64], metrics: &LaneMetrics) -> Result<StreamState, RedisError> {
+    let mut sum = StreamState { lag: Some(0), ..StreamState::default() };
+    let now_ms = (now_us() / 1000).unsigned_abs();
+    for (key, before) in keys.iter().zip(lost_before) {
+        let stream = inspect::stream(&parts.redis, &parts.config.streams, key).await?;
+        let lost = stream.lost.saturating_sub(*before);
+        *before = stream.lost;
+        if lost > 0 {
+            metrics.entries_lost.increment(lost);
+            tracing::warn!(stream = key, entries = lost, "entries were trimmed away before they were read: they are lost");
+        }
+        sum.length += stream.length;
+        sum.lag = sum.lag.zip(stream.lag).map(|(sum, lag)| sum + lag);
+        sum.pending += stream.pending;
+        sum.dead_letters += stream.dead_letters;
+        sum.consumers = sum.consumers.max(stream.consumers.len() as u64);
+        if let Some(oldest) = stream.oldest_unacknowledged {
+            sum.oldest_unacknowledged = sum.oldest_unacknowledged.max(Duration::from_millis(now_ms.saturating_sub(oldest.ms)));
+        }
+    }
+    Ok(sum)
+}
+
+/// Renews the idle time of what a lane has in hand for long, and removes consumers that are gone. Errors are not told here: the
+/// lane's reader meets the same ones.
+pub(super) async fn keep(settler: &Settler, metrics: &LaneMetrics, claim_idle: Duration) -> Infallible {
+    let mut tick = tokio::time::interval((claim_idle / 6).max(Duration::from_millis(20)));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut round = 0_u32;
+    loop {
+        tick.tick().await;
+        if let Ok(renewed) = settler.renew().await {
+            metrics.entries_renewed.increment(renewed as u64);
+        }
+        if round.is_multiple_of(12)
+            && let Ok(removed @ 1..) = remove_gone_consumers(settler).await
+        {
+            tracing::info!(removed, "removed consumers that were gone and held nothing");
+        }
+        round = round.wrapping_add(1);
+    }
+}

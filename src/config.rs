@@ -1,0 +1,598 @@
+//! Environment, `.env` and flags, judged before anything is opened.
+//!
+//! [`SETTINGS`] is the one table of what can be set: the flags, the help text, `.env.example` and the README are held
+//! against it by tests. [`Config::load`] turns text into typed, bounded values; a bad one is a [`Bad`] that names the
+//! variable, what it was and what would do.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+mod settings;
+pub use settings::{SETTINGS, Setting};
+
+/// Where interactions, session updates and vectors come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// Turns of voice interactions, to `interaction_logs`.
+    Interactions,
+    /// Session updates, to `session_events`, `sessions` and the Redis hash.
+    Sessions,
+    /// Vectors, to Chroma.
+    Embeddings,
+}
+
+impl Lane {
+    /// All lanes, in the order in which they are listed to people.
+    pub const ALL: [Self; 3] = [Self::Interactions, Self::Sessions, Self::Embeddings];
+
+    /// The name in stream keys, settings and metric labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Interactions => "interactions",
+            Self::Sessions => "sessions",
+            Self::Embeddings => "embeddings",
+        }
+    }
+
+    /// Whether the lane writes to PostgreSQL (the others write to Chroma).
+    pub const fn needs_database(self) -> bool {
+        !matches!(self, Self::Embeddings)
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Lane {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|lane| lane.name() == text)
+            .ok_or_else(|| "one of interactions, sessions, embeddings".to_owned())
+    }
+}
+
+/// A text that is never printed: passwords, tokens, URLs that carry them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for the one call that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[not shown]")
+    }
+}
+
+/// A setting that cannot be used: one line for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{variable} is {was}: {wanted}")]
+pub struct Bad {
+    /// The variable as the environment spells it.
+    pub variable: String,
+    /// What it was; a secret is not shown.
+    pub was: String,
+    /// What would do.
+    pub wanted: String,
+}
+
+/// Streams, group and naming in Redis.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    /// Prefix of every key.
+    pub prefix: String,
+    /// The consumer group.
+    pub group: String,
+    /// This worker's name in the group.
+    pub consumer: String,
+    /// Streams a lane; with 1 the stream has no hash tag.
+    pub partitions: u16,
+}
+
+impl Streams {
+    /// The stream of a lane and partition, as producers write it.
+    pub fn key(&self, lane: Lane, partition: u16) -> String {
+        if self.partitions == 1 { format!("{}:{lane}", self.prefix) } else { format!("{}:{lane}:{{{partition}}}", self.prefix) }
+    }
+
+    /// All streams of a lane.
+    pub fn keys(&self, lane: Lane) -> Vec<String> {
+        (0..self.partitions).map(|partition| self.key(lane, partition)).collect()
+    }
+
+    /// Where the dead letters of a stream stand.
+    pub fn dead(stream: &str) -> String {
+        format!("{stream}:dead")
+    }
+
+    /// The hash that holds a session's state.
+    pub fn session(&self, session_id: &str) -> String {
+        format!("{}:session:{session_id}", self.prefix)
+    }
+}
+
+/// Limits on what one event and one entry may be.
+#[derive(Clone, Copy, Debug)]
+pub struct EventLimits {
+    /// Oldest `occurred_at` that is taken.
+    pub age_max: Duration,
+    /// How far ahead of this machine's clock `occurred_at` may be.
+    pub skew_max: Duration,
+    /// Longest payload of one entry, bytes.
+    pub entry_bytes_max: usize,
+}
+
+/// When a batch is full, and how many are written at once.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// Events a batch.
+    pub rows_max: usize,
+    /// Payload bytes a batch.
+    pub bytes_max: usize,
+    /// How long a batch waits for the connection in use before another one is opened.
+    pub age_max: Duration,
+    /// Vectors a request to Chroma.
+    pub vectors_max: usize,
+    /// Batches of one lane written at the same time.
+    pub writers_max: usize,
+}
+
+/// Pauses, deadlines and bounds of delivery.
+#[derive(Clone, Copy, Debug)]
+pub struct Delivery {
+    /// Idle time after which another worker's pending entry is taken over.
+    pub claim_idle: Duration,
+    /// How long leaving may take.
+    pub drain_timeout: Duration,
+    /// Deliveries of one entry after which it is set aside.
+    pub deliveries_max: u64,
+    /// Dead letters kept a stream.
+    pub dead_max: u64,
+}
+
+/// How long the session hashes live.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionTtl {
+    /// Past the last update.
+    pub open: Duration,
+    /// Once ended.
+    pub ended: Duration,
+}
+
+/// Redis: where, and how long to wait for an answer.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// Address with credentials.
+    pub url: Secret,
+    /// Deadline of a connection attempt and of any answer that is not a blocking read.
+    pub timeout: Duration,
+}
+
+/// PostgreSQL with TimescaleDB.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Address with credentials.
+    pub url: Secret,
+    /// Deadline of a connection attempt.
+    pub connect_timeout: Duration,
+    /// Deadline of one write: COPY, merge and commit.
+    pub write_timeout: Duration,
+    /// Whether `run` brings the schema up to date first.
+    pub migrate_on_start: bool,
+}
+
+/// Distance of the collections that the worker creates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Angle.
+    Cosine,
+    /// Squared Euclidean distance.
+    L2,
+    /// Inner product.
+    Ip,
+}
+
+impl Space {
+    /// The name that Chroma knows it by.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::L2 => "l2",
+            Self::Ip => "ip",
+        }
+    }
+}
+
+/// Chroma.
+#[derive(Clone, Debug)]
+pub struct Chroma {
+    /// Base address, without a trailing slash.
+    pub url: String,
+    /// Sent as `x-chroma-token`.
+    pub token: Option<Secret>,
+    /// Collection of vectors that name none.
+    pub collection: String,
+    /// Distance of collections that are created.
+    pub space: Space,
+    /// Deadline of one request.
+    pub timeout: Duration,
+}
+
+/// Health and metrics.
+#[derive(Clone, Debug)]
+pub struct Http {
+    /// Where to listen.
+    pub addr: SocketAddr,
+    /// Keys of which any one opens `/metrics` and the body of `/readyz`.
+    pub api_keys: Vec<Secret>,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For a person at a terminal.
+    Pretty,
+}
+
+/// Logs.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// A `tracing` filter.
+    pub filter: String,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// Everything that can be set, validated.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Lanes that this worker serves.
+    pub lanes: Vec<Lane>,
+    /// Naming in Redis.
+    pub streams: Streams,
+    /// The Redis server.
+    pub redis: Redis,
+    /// The database.
+    pub database: Database,
+    /// The vector store.
+    pub chroma: Chroma,
+    /// Bounds of an event.
+    pub events: EventLimits,
+    /// Bounds of a batch.
+    pub batch: BatchLimits,
+    /// Delivery.
+    pub delivery: Delivery,
+    /// Session hashes.
+    pub session_ttl: SessionTtl,
+    /// Endpoints.
+    pub http: Http,
+    /// Logs.
+    pub log: Log,
+    /// Variables that look like settings and are none, in words: worth a warning, never a reason not to start, since
+    /// orchestrators inject variables of their own.
+    pub unknown: Vec<String>,
+}
+
+/// Settings as text, before they are judged: what was given, by variable name.
+#[derive(Clone, Default)]
+pub struct Given(HashMap<String, String>);
+
+impl Given {
+    /// Reads the process environment, then `.env` of the working directory for what the environment leaves unset.
+    pub fn from_environment() -> Result<Self, Bad> {
+        let mut given = HashMap::new();
+        match dotenvy::from_path_iter(Path::new(".env")) {
+            Ok(lines) => {
+                for line in lines {
+                    let (name, value) = line.map_err(|_| Bad {
+                        variable: ".env".to_owned(),
+                        was: "not readable as NAME=value lines".to_owned(),
+                        wanted: "quote values that hold spaces or '#', one variable a line".to_owned(),
+                    })?;
+                    given.insert(name, value);
+                }
+            }
+            Err(error) if error.not_found() => {}
+            Err(_) => {
+                return Err(Bad {
+                    variable: ".env".to_owned(),
+                    was: "not readable".to_owned(),
+                    wanted: "let this user read it, or remove it".to_owned(),
+                });
+            }
+        }
+        // Empty variables must not hide a value of `.env`: an empty setting counts as unset.
+        given.extend(std::env::vars_os().filter_map(|(name, value)| {
+            let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
+            (name.starts_with("AEGIS_") && !value.is_empty()).then_some((name, value))
+        }));
+        Ok(Self(given))
+    }
+
+    /// Settings out of pairs, for tests and for embedding.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self(pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    /// Lets a flag win over what was given before.
+    pub fn set(&mut self, variable: &str, value: String) {
+        // `--redis-url` must also win over AEGIS_REDIS_URL_FILE.
+        self.0.remove(&format!("{variable}_FILE"));
+        self.0.insert(variable.to_owned(), value);
+    }
+
+    fn unknown(&self) -> Vec<String> {
+        let mut unknown: Vec<_> = (self.0.keys())
+            .filter(|name| name.starts_with("AEGIS_") && !settings::knows(name))
+            .map(|name| match settings::nearest(name) {
+                Some(near) => format!("{name} is not a setting; did you mean {near}?"),
+                None => format!("{name} is not a setting"),
+            })
+            .collect();
+        unknown.sort_unstable();
+        unknown
+    }
+
+    fn text(&self, variable: &str) -> Result<Option<String>, Bad> {
+        let plain = self.0.get(variable).filter(|value| !value.is_empty());
+        let file_variable = format!("{variable}_FILE");
+        let file = self.0.get(&file_variable).filter(|value| !value.is_empty() && settings::find(variable).secret);
+        match (plain, file) {
+            (Some(_), Some(_)) => Err(Bad {
+                variable: file_variable,
+                was: format!("set beside {variable}"),
+                wanted: "set one of the two".to_owned(),
+            }),
+            (Some(value), None) => Ok(Some(value.clone())),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned()).filter(|text| !text.is_empty())),
+                Err(error) => Err(Bad {
+                    variable: file_variable,
+                    was: format!("{path:?}, which cannot be read ({})", error.kind()),
+                    wanted: format!("name a file that this user can read and that holds {variable}"),
+                }),
+            },
+            (None, None) => Ok(settings::find(variable).default.map(str::to_owned)),
+        }
+    }
+
+    fn parse<T>(&self, variable: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, Bad> {
+        let value = self.text(variable)?.unwrap_or_default();
+        parse(&value).map_err(|wanted| Bad {
+            variable: variable.to_owned(),
+            was: if settings::find(variable).secret {
+                "not usable (its value is not shown)".to_owned()
+            } else {
+                format!("{value:?}")
+            },
+            wanted: format!("expected {wanted}"),
+        })
+    }
+}
+
+impl Config {
+    /// Judges every setting; the first bad one ends it.
+    pub fn load(given: &Given) -> Result<Self, Bad> {
+        let config = Self {
+            lanes: given.parse("AEGIS_LANES", lanes)?,
+            streams: Streams {
+                prefix: given.parse("AEGIS_KEY_PREFIX", |text| name(text, "{} \t\r\n"))?,
+                group: given.parse("AEGIS_GROUP", |text| name(text, " \t\r\n"))?,
+                consumer: given.parse("AEGIS_CONSUMER", consumer)?,
+                partitions: given.parse("AEGIS_PARTITIONS", |text| integer(text, 1, 1024))? as u16,
+            },
+            redis: Redis {
+                url: given.parse("AEGIS_REDIS_URL", redis_url)?,
+                timeout: given.parse("AEGIS_REDIS_TIMEOUT", |text| duration(text, 100, 300_000))?,
+            },
+            database: Database {
+                url: given.parse("AEGIS_DATABASE_URL", database_url)?,
+                connect_timeout: given.parse("AEGIS_DATABASE_CONNECT_TIMEOUT", |text| duration(text, 100, 300_000))?,
+                write_timeout: given.parse("AEGIS_DATABASE_WRITE_TIMEOUT", |text| duration(text, 100, 3_600_000))?,
+                migrate_on_start: given.parse("AEGIS_MIGRATE_ON_START", boolean)?,
+            },
+            chroma: Chroma {
+                url: given.parse("AEGIS_CHROMA_URL", http_url)?,
+                token: given.text("AEGIS_CHROMA_TOKEN")?.map(Secret),
+                collection: given.parse("AEGIS_CHROMA_COLLECTION", |text| {
+                    crate::event::collection_name(text).map(str::to_owned).map_err(str::to_owned)
+                })?,
+                space: given.parse("AEGIS_CHROMA_SPACE", space)?,
+                timeout: given.parse("AEGIS_CHROMA_TIMEOUT", |text| duration(text, 100, 3_600_000))?,
+            },
+            events: EventLimits {
+                age_max: given.parse("AEGIS_MAX_EVENT_AGE", |text| duration(text, 1_000, 36_500 * DAY_MS))?,
+                skew_max: given.parse("AEGIS_MAX_CLOCK_SKEW", |text| duration(text, 0, 36_500 * DAY_MS))?,
+                entry_bytes_max: given.parse("AEGIS_MAX_ENTRY_BYTES", |text| integer(text, 64, 256 << 20))? as usize,
+            },
+            batch: BatchLimits {
+                rows_max: given.parse("AEGIS_BATCH_ROWS", |text| integer(text, 1, 1_000_000))? as usize,
+                bytes_max: given.parse("AEGIS_BATCH_BYTES", |text| integer(text, 1024, 1 << 30))? as usize,
+                age_max: given.parse("AEGIS_BATCH_AGE", |text| duration(text, 1, 60_000))?,
+                vectors_max: given.parse("AEGIS_BATCH_VECTORS", |text| integer(text, 1, 5461))? as usize,
+                writers_max: given.parse("AEGIS_WRITERS", |text| integer(text, 1, 64))? as usize,
+            },
+            delivery: Delivery {
+                claim_idle: given.parse("AEGIS_CLAIM_IDLE", |text| duration(text, 100, DAY_MS))?,
+                drain_timeout: given.parse("AEGIS_DRAIN_TIMEOUT", |text| duration(text, 0, 3_600_000))?,
+                deliveries_max: given.parse("AEGIS_MAX_DELIVERIES", |text| integer(text, 2, 1_000_000))?,
+                dead_max: given.parse("AEGIS_DEAD_MAX", |text| integer(text, 1, 1_000_000_000))?,
+            },
+            session_ttl: SessionTtl {
+                open: given.parse("AEGIS_SESSION_TTL", |text| duration(text, 1_000, 36_500 * DAY_MS))?,
+                ended: given.parse("AEGIS_SESSION_ENDED_TTL", |text| duration(text, 1_000, 36_500 * DAY_MS))?,
+            },
+            http: Http {
+                addr: given.parse("AEGIS_HTTP_ADDR", |text| {
+                    text.parse().map_err(|_| "an address and port such as 127.0.0.1:9464 or [::]:9464".to_owned())
+                })?,
+                api_keys: given.parse("AEGIS_API_KEYS", api_keys)?,
+            },
+            log: Log {
+                filter: given.parse("AEGIS_LOG", log_filter)?,
+                format: given.parse("AEGIS_LOG_FORMAT", |text| match text {
+                    "json" => Ok(LogFormat::Json),
+                    "pretty" => Ok(LogFormat::Pretty),
+                    _ => Err("json or pretty".to_owned()),
+                })?,
+            },
+            unknown: given.unknown(),
+        };
+        Ok(config)
+    }
+}
+
+const DAY_MS: u64 = 86_400_000;
+
+/// Reads `250ms`, `30s`, `5m`, `24h` or `365d`.
+///
+/// # Errors
+/// The bounds in words, when the text is no duration or lies outside of `min_ms` to `max_ms`.
+pub fn duration(text: &str, min_ms: u64, max_ms: u64) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        "d" => Some(DAY_MS),
+        _ => None,
+    };
+    let ms = number.parse::<u64>().ok().zip(unit_ms).and_then(|(number, unit_ms)| number.checked_mul(unit_ms));
+    match ms {
+        Some(ms) if (min_ms..=max_ms).contains(&ms) => Ok(Duration::from_millis(ms)),
+        _ => Err(format!("a duration from {} to {}, written like 250ms, 30s, 5m, 24h or 365d", spoken(min_ms), spoken(max_ms))),
+    }
+}
+
+/// The shortest way to write a number of milliseconds as a setting.
+pub fn spoken(ms: u64) -> String {
+    for (unit, unit_ms) in [("d", DAY_MS), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+        if ms >= unit_ms && ms.is_multiple_of(unit_ms) {
+            return format!("{}{unit}", ms / unit_ms);
+        }
+    }
+    format!("{ms}ms")
+}
+
+fn integer(text: &str, min: u64, max: u64) -> Result<u64, String> {
+    text.parse().ok().filter(|value| (min..=max).contains(value)).ok_or_else(|| format!("a whole number from {min} to {max}"))
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("true or false".to_owned()),
+    }
+}
+
+fn lanes(text: &str) -> Result<Vec<Lane>, String> {
+    const WANTED: &str = "one or more of interactions, sessions, embeddings, separated by commas";
+    let mut lanes =
+        text.split(',').map(|lane| lane.trim().parse().map_err(|_| WANTED.to_owned())).collect::<Result<Vec<_>, _>>()?;
+    lanes.sort_unstable();
+    lanes.dedup();
+    Ok(lanes)
+}
+
+fn name(text: &str, forbidden: &str) -> Result<String, String> {
+    if (1..=128).contains(&text.len()) && !text.contains(|c: char| c.is_control() || forbidden.contains(c)) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "1 to 128 bytes without spaces, control characters{}",
+            if forbidden.contains('{') { " or braces" } else { "" }
+        ))
+    }
+}
+
+fn consumer(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        let host = gethostname::gethostname().to_string_lossy().replace(char::is_whitespace, "-");
+        let host: String = host.chars().take(100).collect();
+        return Ok(format!("{host}-{:08x}", rand::random::<u32>()));
+    }
+    name(text, " \t\r\n")
+}
+
+fn redis_url(text: &str) -> Result<Secret, String> {
+    const WANTED: &str = "an address such as redis://user:password@127.0.0.1:6379/0, or rediss:// for TLS";
+    let scheme = text.starts_with("redis://") || text.starts_with("rediss://");
+    if !scheme || redis::IntoConnectionInfo::into_connection_info(text).is_err() {
+        return Err(WANTED.to_owned());
+    }
+    Ok(Secret(text.to_owned()))
+}
+
+fn database_url(text: &str) -> Result<Secret, String> {
+    const WANTED: &str = "an address such as postgres://user:password@127.0.0.1:5432/aegis";
+    let scheme = text.starts_with("postgres://") || text.starts_with("postgresql://");
+    let parsed = text.parse::<tokio_postgres::Config>().ok().filter(|config| !config.get_hosts().is_empty());
+    match parsed {
+        Some(config) if scheme && config.get_dbname().is_some() => Ok(Secret(text.to_owned())),
+        _ => Err(WANTED.to_owned()),
+    }
+}
+
+fn http_url(text: &str) -> Result<String, String> {
+    const WANTED: &str = "an address such as http://127.0.0.1:8000 or https://chroma.example";
+    let url = reqwest::Url::parse(text).map_err(|_| WANTED.to_owned())?;
+    if !matches!(url.scheme(), "http" | "https")
+        || url.host_str().is_none()
+        || url.query().is_some()
+        || !url.username().is_empty()
+    {
+        return Err(WANTED.to_owned());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+fn space(text: &str) -> Result<Space, String> {
+    [Space::Cosine, Space::L2, Space::Ip]
+        .into_iter()
+        .find(|space| space.name() == text)
+        .ok_or_else(|| "cosine, l2 or ip".to_owned())
+}
+
+fn api_keys(text: &str) -> Result<Vec<Secret>, String> {
+    let keys: Vec<_> = text.split([',', '\n']).map(str::trim).filter(|key| !key.is_empty()).collect();
+    if keys.iter().any(|key| key.len() < 8 || !key.bytes().all(|b| b.is_ascii_graphic())) {
+        return Err("keys of at least 8 visible ASCII characters, separated by commas".to_owned());
+    }
+    Ok(keys.into_iter().map(|key| Secret(key.to_owned())).collect())
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    const WANTED: &str = "off, error, warn, info, debug or trace, or a filter such as info,aegis_ingest::lane=debug";
+    // EnvFilter takes any word for a module's name; a misspelt level would silence the log.
+    let is_level = |level: &str| level.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    let sound = text.split(',').all(|part| match part.rsplit_once('=') {
+        Some((_, level)) => is_level(level),
+        None => is_level(part),
+    });
+    if sound && tracing_subscriber::EnvFilter::try_new(text).is_ok() { Ok(text.to_owned()) } else { Err(WANTED.to_owned()) }
+}

@@ -1,0 +1,261 @@
+//! `MessagePack` read in place: values borrow from the payload, containers are stepped into or over without allocation.
+//!
+//! Source of the format: <https://github.com/msgpack/msgpack/blob/master/spec.md>.
+
+use super::DEPTH_MAX;
+
+/// One value; of a container only its head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// nil
+    Nil,
+    /// true or false
+    Bool(bool),
+    /// An integer that fits 64 bits with a sign.
+    Int(i64),
+    /// An integer above that.
+    UInt(u64),
+    /// float 32 or 64
+    Float(f64),
+    /// str, not yet known to be UTF-8
+    Text(&'a [u8]),
+    /// bin
+    Bytes(&'a [u8]),
+    /// array of so many values, which follow
+    Array(u32),
+    /// map of so many pairs, which follow
+    Map(u32),
+    /// extension: type and data
+    Ext(i8, &'a [u8]),
+}
+
+impl Value<'_> {
+    /// What it is, in words for a reason.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Nil => "nothing",
+            Self::Bool(_) => "a boolean",
+            Self::Int(_) | Self::UInt(_) => "an integer",
+            Self::Float(_) => "a floating-point number",
+            Self::Text(_) => "a text",
+            Self::Bytes(_) => "bytes",
+            Self::Array(_) => "an array",
+            Self::Map(_) => "a map",
+            Self::Ext(-1, _) => "a timestamp",
+            Self::Ext(..) => "an extension type",
+        }
+    }
+}
+
+/// Why bytes are not `MessagePack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Torn {
+    /// The bytes end in the middle of a value.
+    #[error("the MessagePack ends in the middle of a value, after {0} bytes")]
+    Ended(usize),
+    /// 0xc1, which the format never uses.
+    #[error("byte {0} is 0xc1, which MessagePack never uses")]
+    Reserved(usize),
+}
+
+/// A place in the payload.
+#[derive(Clone, Debug)]
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader at the first byte.
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// Bytes read so far.
+    pub const fn position(&self) -> usize {
+        self.at
+    }
+
+    /// Whether all is read.
+    pub const fn is_done(&self) -> bool {
+        self.at == self.bytes.len()
+    }
+
+    #[inline]
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Torn> {
+        let rest = &self.bytes[self.at..];
+        if rest.len() < len {
+            return Err(Torn::Ended(self.bytes.len()));
+        }
+        self.at += len;
+        Ok(&rest[..len])
+    }
+
+    #[inline]
+    fn number<const N: usize>(&mut self) -> Result<[u8; N], Torn> {
+        let mut number = [0; N];
+        number.copy_from_slice(self.take(N)?);
+        Ok(number)
+    }
+
+    #[inline]
+    fn len8(&mut self) -> Result<usize, Torn> {
+        Ok(usize::from(self.number::<1>()?[0]))
+    }
+
+    #[inline]
+    fn len16(&mut self) -> Result<usize, Torn> {
+        Ok(usize::from(u16::from_be_bytes(self.number()?)))
+    }
+
+    #[inline]
+    fn len32(&mut self) -> Result<usize, Torn> {
+        Ok(u32::from_be_bytes(self.number()?) as usize)
+    }
+
+    fn ext(&mut self, len: usize) -> Result<Value<'a>, Torn> {
+        let kind = i8::from_be_bytes(self.number()?);
+        Ok(Value::Ext(kind, self.take(len)?))
+    }
+
+    /// The next value; of a container its head, its members being next.
+    ///
+    /// # Errors
+    /// The bytes are torn.
+    #[inline]
+    pub fn read(&mut self) -> Result<Value<'a>, Torn> {
+        let at = self.at;
+        let marker = self.number::<1>()?[0];
+        Ok(match marker {
+            0x00..=0x7f => Value::Int(i64::from(marker)),
+            0x80..=0x8f => Value::Map(u32::from(marker & 0x0f)),
+            0x90..=0x9f => Value::Array(u32::from(marker & 0x0f)),
+            0xa0..=0xbf => Value::Text(self.take(usize::from(marker & 0x1f))?),
+            0xc0 => Value::Nil,
+            0xc1 => return Err(Torn::Reserved(at)),
+            0xc2 => Value::Bool(false),
+            0xc3 => Value::Bool(true),
+            0xc4 => self.len8().and_then(|len| self.take(len)).map(Value::Bytes)?,
+            0xc5 => self.len16().and_then(|len| self.take(len)).map(Value::Bytes)?,
+            0xc6 => self.len32().and_then(|len| self.take(len)).map(Value::Bytes)?,
+            0xc7 => self.len8().and_then(|len| self.ext(len))?,
+            0xc8 => self.len16().and_then(|len| self.ext(len))?,
+            0xc9 => self.len32().and_then(|len| self.ext(len))?,
+            0xca => Value::Float(f64::from(f32::from_be_bytes(self.number()?))),
+            0xcb => Value::Float(f64::from_be_bytes(self.number()?)),
+            0xcc => Value::Int(i64::from(self.number::<1>()?[0])),
+            0xcd => Value::Int(i64::from(u16::from_be_bytes(self.number()?))),
+            0xce => Value::Int(i64::from(u32::from_be_bytes(self.number()?))),
+            0xcf => {
+                let number = u64::from_be_bytes(self.number()?);
+                i64::try_from(number).map_or(Value::UInt(number), Value::Int)
+            }
+            0xd0 => Value::Int(i64::from(i8::from_be_bytes(self.number()?))),
+            0xd1 => Value::Int(i64::from(i16::from_be_bytes(self.number()?))),
+            0xd2 => Value::Int(i64::from(i32::from_be_bytes(self.number()?))),
+            0xd3 => Value::Int(i64::from_be_bytes(self.number()?)),
+            0xd4 => self.ext(1)?,
+            0xd5 => self.ext(2)?,
+            0xd6 => self.ext(4)?,
+            0xd7 => self.ext(8)?,
+            0xd8 => self.ext(16)?,
+            0xd9 => self.len8().and_then(|len| self.take(len)).map(Value::Text)?,
+            0xda => self.len16().and_then(|len| self.take(len)).map(Value::Text)?,
+            0xdb => self.len32().and_then(|len| self.take(len)).map(Value::Text)?,
+            0xdc => Value::Array(self.len16()? as u32),
+            0xdd => Value::Array(self.len32()? as u32),
+            0xde => Value::Map(self.len16()? as u32),
+            0xdf => Value::Map(self.len32()? as u32),
+            0xe0..=0xff => Value::Int(i64::from(marker.cast_signed())),
+        })
+    }
+
+    /// Steps over the members of `head`, which was just read: nothing to do unless it is a container. Takes constant memory
+    /// however deep the members nest. Returns how many containers there were.
+    ///
+    /// # Errors
+    /// The bytes are torn.
+    #[inline]
+    pub fn skip_members(&mut self, head: Value<'a>) -> Result<usize, Torn> {
+        let mut containers = 0;
+        let mut left = members(head);
+        if left == 0 {
+            return Ok(usize::from(matches!(head, Value::Array(_) | Value::Map(_))));
+        }
+        containers += 1;
+        while left > 0 {
+            let value = self.read()?;
+            left -= 1;
+            if let Value::Array(_) | Value::Map(_) = value {
+                containers += 1;
+                left += members(value);
+            }
+        }
+        Ok(containers)
+    }
+
+    /// The next value whole: its head and all its bytes.
+    ///
+    /// # Errors
+    /// The bytes are torn.
+    #[inline]
+    pub fn read_whole(&mut self) -> Result<(Value<'a>, &'a [u8]), Torn> {
+        let start = self.at;
+        let head = self.read()?;
+        if let Value::Array(_) | Value::Map(_) = head {
+            self.skip_members(head)?;
+        }
+        Ok((head, &self.bytes[start..self.at]))
+    }
+}
+
+fn members(head: Value<'_>) -> u64 {
+    match head {
+        Value::Array(len) => u64::from(len),
+        Value::Map(len) => 2 * u64::from(len),
+        Value::Nil
+        | Value::Bool(_)
+        | Value::Int(_)
+        | Value::UInt(_)
+        | Value::Float(_)
+        | Value::Text(_)
+        | Value::Bytes(_)
+        | Value::Ext(..) => 0,
+    }
+}
+
+/// Whether containers nest deeper than [`DEPTH_MAX`] in one whole value.
+///
+/// # Errors
+/// The bytes are torn.
+pub fn too_deep(value: &[u8]) -> Result<bool, Torn> {
+    let mut reader = Reader::new(value);
+    let head = reader.read()?;
+    // Fewer containers than levels cannot nest too deep: true of nearly every event, at the price of a count.
+    if reader.skip_members(head)? <= DEPTH_MAX {
+        return Ok(false);
+    }
+    let mut reader = Reader::new(value);
+    let mut open = [0_u64; DEPTH_MAX + 1];
+    let mut depth = 0;
+    loop {
+        let value = reader.read()?;
+        if let Value::Array(_) | Value::Map(_) = value {
+            depth += 1;
+            if depth > DEPTH_MAX {
+                return Ok(true);
+            }
+            open[depth] = members(value);
+        } else if depth > 0 {
+            open[depth] -= 1;
+        }
+        // A container that is through counts as one member of the one around it.
+        while depth > 0 && open[depth] == 0 {
+            depth -= 1;
+            open[depth] = open[depth].saturating_sub(1);
+        }
+        if depth == 0 {
+            return Ok(false);
+        }
+    }
+}

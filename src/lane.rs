@@ -1,0 +1,286 @@
+//! THE STORY: read → decode → write → settle, the same for interactions, sessions and embeddings.
+//!
+//! ```text
+//!            one task            one task (run)                 a task a batch (deliver)
+//!  stream ──> Source::next ──> take: judge every event ──> Destination::write ──> Settle::settle
+//!                 │ one chunk ahead      │ gathers while others are written    │ forward, set aside, acknowledge last
+//! ```
+//!
+//! Batching needs no tuning. When nothing is being written, what was read is written at once, be it a single event. While
+//! one batch is being written the next gathers. Only a batch that is full, or has waited for long, takes another connection.
+//!
+//! **Architecture invariants:** the lane knows no store, only the seams. An entry is acknowledged after each of its events
+//! is durable at its destination or set aside, never before. A chunk read ahead, one batch gathering and the batches in
+//! flight are all that a lane ever holds; the rest waits in the stream.
+
+mod batch;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::batch::Batch;
+use crate::config::{BatchLimits, EventLimits};
+use crate::event::{Judge, Window};
+use crate::seam::{Delivered, Destination, Pauses, Rows as _, Settle, Source, WriteError, Written};
+use crate::telemetry::health::Outage;
+use crate::telemetry::metric::{LaneMetrics, LatencyBatch};
+
+/// Batches that are written but not acknowledged yet, beside those being written: settling takes a fraction of the time of
+/// writing, so one more than needed never holds up a writer.
+const SETTLING_MAX: usize = 2;
+
+/// What a lane is made of.
+pub struct Lane<S, D, T> {
+    /// Where entries come from.
+    pub source: S,
+    /// Where events go.
+    pub destination: Arc<D>,
+    /// Where settled entries are told.
+    pub settle: Arc<T>,
+    /// What differs from lane to lane.
+    pub settings: LaneSettings,
+}
+
+/// What differs from lane to lane.
+#[derive(Clone)]
+pub struct LaneSettings {
+    /// The stream, for derived event ids and dead letters.
+    pub stream: String,
+    /// When a batch is full.
+    pub batch: BatchLimits,
+    /// What an event may be.
+    pub events: EventLimits,
+    /// Counters of this lane.
+    pub metrics: Arc<LaneMetrics>,
+    /// Tells of the destination's outages.
+    pub destination_outage: Outage,
+    /// Tells of the stream's outages.
+    pub stream_outage: Outage,
+    /// The clock: Unix microseconds.
+    pub now_us: fn() -> i64,
+}
+
+/// A bug, in words: the program ends with a status.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Bug(pub String);
+
+/// Shared by the batches of one lane.
+struct Shared<D, T> {
+    destination: Arc<D>,
+    settle: Arc<T>,
+    settings: LaneSettings,
+    /// Batches being written, settling ones not counted.
+    writing: AtomicUsize,
+    /// Told when a batch is written.
+    written: Notify,
+}
+
+impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
+    /// Serves the stream until `stop`, then finishes what is in hand; until `abort` then, and no longer.
+    ///
+    /// # Errors
+    /// A bug. Outages are waited out, bad events set aside.
+    pub async fn run(self, stop: CancellationToken, abort: CancellationToken) -> Result<(), Bug> {
+        let Self { source, destination, settle, settings } = self;
+        let limits = settings.batch;
+        let (rows_max, writers_max) = (destination.rows_max(), destination.writers_max());
+        let shared = Arc::new(Shared { destination, settle, settings, writing: AtomicUsize::new(0), written: Notify::new() });
+        let mut judge = Judge::new(shared.window());
+        let mut scratch = Vec::new();
+        // The last one gathers as long as it is open; those before it wait for a writer.
+        let mut queue: VecDeque<Batch<D::Rows>> = VecDeque::new();
+        let mut tasks = JoinSet::new();
+        // One chunk ahead: while it is decoded the server gets the next one ready.
+        let (chunks, mut incoming) = mpsc::channel(1);
+        tasks.spawn(read(source, chunks, stop));
+        let mut reading = true;
+        loop {
+            while let Some(batch) = queue.front() {
+                let writing = shared.writing.load(Ordering::Acquire);
+                let due = batch.full || !reading || batch.since.elapsed() >= limits.age_max;
+                let idle = writing == 0 && !(batch.alone && tasks.len() > usize::from(reading));
+                let room = tasks.len() < writers_max + SETTLING_MAX + usize::from(reading);
+                if !(room && (idle || (due && !batch.alone && writing < writers_max))) {
+                    break;
+                }
+                let Some(batch) = queue.pop_front() else { break };
+                shared.writing.fetch_add(1, Ordering::AcqRel);
+                tasks.spawn(deliver(Arc::clone(&shared), batch));
+            }
+            if !reading && queue.is_empty() && tasks.is_empty() {
+                return Ok(());
+            }
+            let may_read = reading && queue.len() <= 1 && queue.back().is_none_or(|batch| !batch.full);
+            let overdue = queue
+                .front()
+                .filter(|_| shared.writing.load(Ordering::Acquire) < writers_max)
+                .map(|batch| batch.since + limits.age_max);
+            tokio::select! {
+                biased;
+                // 1. The time to leave is over: what is not settled stays pending for others.
+                () = abort.cancelled() => return Ok(()),
+                // 2. A batch is settled, or a bug came to light.
+                Some(ended) = tasks.join_next() => match ended {
+                    Ok(result) => result?,
+                    Err(panic) => return Err(Bug(format!("a task of the {} lane panicked: {panic}", shared.settings.metrics.lane))),
+                },
+                // 3. A batch is written: the next may start before it is settled.
+                () = shared.written.notified() => {}
+                // 4. More to decode.
+                chunk = incoming.recv(), if may_read => match chunk {
+                    None => reading = false,
+                    Some(delivered) => {
+                        judge.window = shared.window();
+                        shared.take(delivered, &mut queue, &mut judge, &mut scratch, rows_max);
+                    }
+                },
+                // 5. A batch has waited for long enough: it may take another connection.
+                () = wait_until(overdue), if overdue.is_some_and(|at| at > Instant::now()) => {}
+            }
+        }
+    }
+}
+
+async fn wait_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at.into()).await;
+    }
+}
+
+/// Reads until told to stop; what was delivered is passed on first.
+async fn read<S: Source>(mut source: S, chunks: mpsc::Sender<Delivered>, stop: CancellationToken) -> Result<(), Bug> {
+    loop {
+        match source.next(&stop).await {
+            Ok(Some(delivered)) => {
+                if chunks.send(delivered).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Ok(None) => return Ok(()),
+            Err(WriteError::Bug(error) | WriteError::Away(error)) => return Err(Bug(error)),
+        }
+    }
+}
+
+/// Makes a batch durable, then settles it. Each step is tried until it is done.
+async fn deliver<D: Destination, T: Settle>(shared: Arc<Shared<D, T>>, mut batch: Batch<D::Rows>) -> Result<(), Bug> {
+    let settings = &shared.settings;
+    let metrics = &settings.metrics;
+    metrics.batches_in_flight.increment(1.0);
+    metrics.batch_events.record(batch.rows.len() as f64);
+    let written = shared.write(&mut batch).await?;
+    shared.writing.fetch_sub(1, Ordering::AcqRel);
+    shared.written.notify_one();
+
+    metrics.events_written.increment(written.new);
+    metrics.events_duplicate.increment(written.duplicates);
+    metrics.events_forwarded.increment(written.forwards.len() as u64);
+    let now_ms = (settings.now_us)() / 1000;
+    let mut latency = LatencyBatch::new();
+    for (entry, events) in batch.entries.iter().zip(&batch.events) {
+        latency.add(now_ms.saturating_sub_unsigned(entry.id.ms), u64::from(*events));
+    }
+    latency.flush(&metrics.ingest_latency);
+
+    let mut settlement = batch.settlement(written, &settings.stream);
+    for letter in settlement.dead.iter().flat_map(|(_, letters)| letters) {
+        metrics.events_dead(letter.fault.code).increment(1);
+    }
+    if let Some((id, letters)) = settlement.dead.first() {
+        let first = letters.first().map(|letter| (letter.fault.code.name(), letter.fault.reason.as_str()));
+        let (code, reason) = first.unwrap_or_default();
+        let events: usize = settlement.dead.iter().map(|(_, letters)| letters.len()).sum();
+        let traceparent = batch.traceparent(*id).unwrap_or_default();
+        tracing::warn!(stream = settings.stream, events, entry = %id, code, reason, traceparent, "events are set aside; this is the first of them");
+    }
+    let mut outage = settings.stream_outage.clone();
+    let mut pauses = Pauses::new();
+    loop {
+        match shared.settle.settle(&mut settlement).await {
+            Ok(dropped) => {
+                outage.recovered();
+                if dropped > 0 {
+                    metrics.dead_dropped.increment(dropped);
+                    tracing::warn!(
+                        stream = settings.stream,
+                        dropped,
+                        "the dead-letter stream is full: its oldest letters made room (AEGIS_DEAD_MAX)"
+                    );
+                }
+                break;
+            }
+            Err(WriteError::Away(error)) => {
+                outage.failed(&error);
+                tokio::time::sleep(pauses.next(rand::random())).await;
+            }
+            Err(WriteError::Bug(error)) => return Err(Bug(error)),
+        }
+    }
+    metrics.batches_in_flight.decrement(1.0);
+    // Only now are its entries no longer in hand.
+    drop(batch);
+    Ok(())
+}
+
+impl<D: Destination, T: Settle> Shared<D, T> {
+    fn window(&self) -> Window {
+        Window::around((self.settings.now_us)(), self.settings.events.age_max, self.settings.events.skew_max)
+    }
+
+    /// Judges what was delivered and adds it to the batch that gathers.
+    fn take(
+        &self,
+        delivered: Delivered,
+        queue: &mut VecDeque<Batch<D::Rows>>,
+        judge: &mut Judge,
+        scratch: &mut Vec<u8>,
+        rows_max: usize,
+    ) {
+        let metrics = &self.settings.metrics;
+        metrics.entries_read.increment(delivered.entries.len() as u64);
+        if delivered.reclaimed {
+            metrics.entries_reclaimed.increment(delivered.entries.len() as u64);
+        }
+        if queue.back().is_none_or(|batch| delivered.alone || batch.full) {
+            if let Some(batch) = queue.back_mut() {
+                batch.full = true;
+            }
+            queue.push_back(Batch::new());
+        }
+        let Some(batch) = queue.back_mut() else { return };
+        batch.alone = delivered.alone;
+        batch.take(delivered, &*self.destination, &self.settings.stream, judge, scratch);
+        batch.full = batch.alone || batch.rows.len() >= rows_max || batch.bytes >= self.settings.batch.bytes_max;
+    }
+
+    async fn write(&self, batch: &mut Batch<D::Rows>) -> Result<Written, Bug> {
+        let mut outage = self.settings.destination_outage.clone();
+        let mut pauses = Pauses::new();
+        loop {
+            if batch.rows.is_empty() {
+                return Ok(Written::default());
+            }
+            let began = Instant::now();
+            let result = self.destination.write(&mut batch.rows).await;
+            self.settings.metrics.write_duration.record(began.elapsed().as_secs_f64());
+            match result {
+                Ok(written) => {
+                    outage.recovered();
+                    return Ok(written);
+                }
+                Err(WriteError::Away(error)) => {
+                    outage.failed(&error);
+                    tokio::time::sleep(pauses.next(rand::random())).await;
+                }
+                Err(WriteError::Bug(error)) => return Err(Bug(error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The errors of the Redis edge, and the one table that says what to do about each.
+
+use crate::seam::Answer;
+
+/// What can go wrong between us and Redis.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RedisError {
+    /// No connection, a connection that broke, or no answer in time.
+    #[error("Redis cannot be reached: {0}")]
+    Unreachable(String),
+    /// Redis is there and cannot serve now: loading, failing over, out of memory, at its limit of clients.
+    #[error("Redis cannot serve now: {0}")]
+    Unavailable(String),
+    /// A wrong password, or a user that may not do this.
+    #[error("Redis refuses this user: {0}")]
+    Refused(String),
+    /// The stream or its group is gone.
+    #[error("the consumer group is gone: {0}")]
+    NoGroup(String),
+    /// A key holds something else than it should.
+    #[error("a key holds another type: {0}")]
+    WrongType(String),
+    /// A script that has to be sent again.
+    #[error("the script is not loaded")]
+    NoScript,
+    /// An answer that this program does not understand: a bug of ours, or a server that is none.
+    #[error("Redis gave an answer that was not expected: {0}")]
+    Unexpected(String),
+}
+
+impl RedisError {
+    /// The one answer to each error. There is no `SetAside`: Redis never refuses a single event.
+    pub const fn answer(&self) -> Answer {
+        match self {
+            Self::Unreachable(_) | Self::Unavailable(_) => Answer::Wait,
+            // At start these end the program; in mid-flight somebody is changing passwords or keys, and losing the worker
+            // would not help.
+            Self::Refused(_) | Self::WrongType(_) => Answer::Wait,
+            // The group is made again by the reader.
+            Self::NoGroup(_) => Answer::Wait,
+            Self::NoScript => Answer::Wait,
+            Self::Unexpected(_) => Answer::Stop,
+        }
+    }
+
+    /// The error of an `-ERR …` line.
+    pub(super) fn from_line(line: &str) -> Self {
+        let (code, detail) = line.split_once(' ').unwrap_or((line, ""));
+        Self::from_code(code, detail)
+    }
+
+    fn from_code(code: &str, detail: &str) -> Self {
+        let text = || format!("{code} {detail}").trim_end().chars().take(200).collect::<String>();
+        match code {
+            "LOADING" | "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" | "OOM" | "MISCONF" | "BUSY"
+            | "NOREPLICAS" | "UNBLOCKED" | "EXECABORT" | "NOTREADY" => Self::Unavailable(text()),
+            "NOGROUP" => Self::NoGroup(text()),
+            "WRONGPASS" | "NOAUTH" | "NOPERM" => Self::Refused(text()),
+            "WRONGTYPE" => Self::WrongType(text()),
+            "NOSCRIPT" => Self::NoScript,
+            "ERR" if detail.contains("max number of clients") || detail.contains("max clients") => Self::Unavailable(text()),
+            // What AUTH says to a password where none is set.
+            "ERR" if detail.starts_with("AUTH") || detail.contains("without any password configured") => Self::Refused(text()),
+            // A script passes a failing command's error on inside its own.
+            "ERR" if detail.contains("-OOM") || detail.contains("OOM command") => Self::Unavailable(text()),
+            _ => Self::Unexpected(text()),
+        }
+    }
+}
+
+impl From<&::redis::RedisError> for RedisError {
+    fn from(error: &::redis::RedisError) -> Self {
+        use ::redis::ErrorKind;
+        if let Some(code) = error.code() {
+            return Self::from_code(code, error.detail().unwrap_or_default());
+        }
+        match error.kind() {
+            ErrorKind::AuthenticationFailed => Self::Refused(error.to_string()),
+            ErrorKind::InvalidClientConfig | ErrorKind::UnexpectedReturnType => Self::Unexpected(error.to_string()),
+            // Everything without a code is the connection's doing: broken, refused, timed out, cut in mid-reply.
+            _ => Self::Unreachable(error.to_string()),
+        }
+    }
+}
+
+impl From<std::io::Error> for RedisError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failover_is_waited_out_and_nonsense_stops() {
+        for line in
+            ["LOADING Redis is loading", "READONLY You can't write", "CLUSTERDOWN Hash slot", "MASTERDOWN Link", "OOM command"]
+        {
+            assert_eq!(RedisError::from_line(line).answer(), Answer::Wait, "{line}");
+        }
+        assert_eq!(RedisError::from_line("NOGROUP No such key"), RedisError::NoGroup("NOGROUP No such key".to_owned()));
+        assert_eq!(RedisError::from_line("ERR unknown command").answer(), Answer::Stop);
+    }
+}

@@ -1,0 +1,167 @@
+//! Looking at streams without touching them: for metrics, `status` and `check`.
+
+use std::collections::HashMap;
+
+use ::redis::Value;
+
+use super::{Redis, RedisError, query};
+use crate::config::Streams;
+use crate::seam::EntryId;
+
+/// One consumer of the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consumer {
+    /// Its name.
+    pub name: String,
+    /// Entries delivered to it and not acknowledged.
+    pub pending: u64,
+    /// Milliseconds since it last asked for something.
+    pub idle_ms: u64,
+}
+
+/// What stands in one stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamInfo {
+    /// The stream.
+    pub key: String,
+    /// Whether the stream exists.
+    pub exists: bool,
+    /// Whether the group exists.
+    pub group: bool,
+    /// Entries in it.
+    pub length: u64,
+    /// Entries not delivered yet; `None`: Redis does not know, which is not 0.
+    pub lag: Option<u64>,
+    /// Entries delivered and not acknowledged.
+    pub pending: u64,
+    /// The oldest entry that is delivered and not acknowledged, or not delivered at all.
+    pub oldest_unacknowledged: Option<EntryId>,
+    /// Entries that were trimmed before the group read them, as far as can be seen now.
+    pub lost: u64,
+    /// Consumers of the group.
+    pub consumers: Vec<Consumer>,
+    /// Dead letters.
+    pub dead_letters: u64,
+}
+
+fn map(value: Value) -> HashMap<String, Value> {
+    let (Value::Array(items) | Value::Set(items)) = value else {
+        return ::redis::from_redis_value(value).unwrap_or_default();
+    };
+    let mut map = HashMap::new();
+    let mut items = items.into_iter();
+    while let (Some(key), Some(value)) = (items.next(), items.next()) {
+        if let Ok(key) = ::redis::from_redis_value::<String>(key) {
+            map.insert(key, value);
+        }
+    }
+    map
+}
+
+fn number(map: &HashMap<String, Value>, key: &str) -> Option<u64> {
+    map.get(key).and_then(|value| ::redis::from_redis_value_ref::<u64>(value).ok())
+}
+
+fn id(map: &HashMap<String, Value>, key: &str) -> Option<EntryId> {
+    map.get(key).and_then(|value| ::redis::from_redis_value_ref::<String>(value).ok()).and_then(|text| text.parse().ok())
+}
+
+/// Looks at one stream and its group.
+///
+/// # Errors
+/// Redis is away or refuses.
+pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<StreamInfo, RedisError> {
+    let mut info = StreamInfo { key: key.to_owned(), ..StreamInfo::default() };
+    info.dead_letters = query(redis, ::redis::cmd("XLEN").arg(Streams::dead(key))).await?;
+    let found = match query::<Value>(redis, ::redis::cmd("XINFO").arg("STREAM").arg(key)).await {
+        Ok(found) => map(found),
+        Err(RedisError::Unexpected(text)) if text.contains("no such key") => return Ok(info),
+        Err(error) => return Err(error),
+    };
+    info.exists = true;
+    info.length = number(&found, "length").unwrap_or_default();
+    let added = number(&found, "entries-added");
+    let groups: Vec<Value> = query(redis, ::redis::cmd("XINFO").arg("GROUPS").arg(key)).await?;
+    let Some(group) = groups.into_iter().map(map).find(|group| {
+        group.get("name").and_then(|name| ::redis::from_redis_value_ref::<String>(name).ok()).as_deref() == Some(&streams.group)
+    }) else {
+        return Ok(info);
+    };
+    info.group = true;
+    info.pending = number(&group, "pending").unwrap_or_default();
+    info.lag = number(&group, "lag");
+    if let (Some(added), Some(read), Some(lag)) = (added, number(&group, "entries-read"), info.lag) {
+        info.lost = added.saturating_sub(read).saturating_sub(lag);
+    }
+    let delivered = id(&group, "last-delivered-id").unwrap_or_default();
+    info.oldest_unacknowledged = oldest(redis, streams, key, info.pending, info.lag, delivered).await?;
+    let consumers: Vec<Value> = query(redis, ::redis::cmd("XINFO").arg("CONSUMERS").arg(key).arg(&streams.group)).await?;
+    for consumer in consumers.into_iter().map(map) {
+        info.consumers.push(Consumer {
+            name: consumer.get("name").and_then(|name| ::redis::from_redis_value_ref::<String>(name).ok()).unwrap_or_default(),
+            pending: number(&consumer, "pending").unwrap_or_default(),
+            idle_ms: number(&consumer, "idle").unwrap_or_default(),
+        });
+    }
+    Ok(info)
+}
+
+async fn oldest(
+    redis: &Redis,
+    streams: &Streams,
+    key: &str,
+    pending: u64,
+    lag: Option<u64>,
+    delivered: EntryId,
+) -> Result<Option<EntryId>, RedisError> {
+    if pending > 0 {
+        let summary: Vec<Value> = query(redis, ::redis::cmd("XPENDING").arg(key).arg(&streams.group)).await?;
+        let first = summary.get(1).and_then(|first| ::redis::from_redis_value_ref::<String>(first).ok());
+        if let Some(first) = first.and_then(|first| first.parse().ok()) {
+            return Ok(Some(first));
+        }
+    }
+    if lag == Some(0) {
+        return Ok(None);
+    }
+    let mut command = ::redis::cmd("XRANGE");
+    command.arg(key).arg(format!("({delivered}")).arg("+").arg("COUNT").arg(1);
+    let next: Vec<(String, Value)> = query(redis, &command).await?;
+    Ok(next.first().and_then(|(id, _)| id.parse().ok()))
+}
+
+/// What the server is and how full it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// As the server spells it; Valkey tells its own version here when it says it is one.
+    pub version: String,
+    /// `standalone` or `cluster`.
+    pub mode: String,
+    /// Bytes in use.
+    pub memory_used: u64,
+    /// Bytes allowed; 0 is no limit.
+    pub memory_max: u64,
+    /// What happens when memory runs out, where the server tells.
+    pub eviction: Option<String>,
+    /// Whether an append-only file is written, where the server tells.
+    pub append_only: Option<bool>,
+}
+
+/// Asks the server about itself. CONFIG is forbidden on managed servers; INFO tells enough.
+///
+/// # Errors
+/// Redis is away or refuses.
+pub async fn server(redis: &Redis) -> Result<ServerInfo, RedisError> {
+    let text: String = query(redis, &::redis::cmd("INFO")).await?;
+    let fields: HashMap<_, _> = text.lines().filter_map(|line| line.split_once(':')).collect();
+    let field = |key: &str| fields.get(key).map(|value| value.trim().to_owned());
+    let number = |key: &str| field(key).and_then(|value| value.parse().ok()).unwrap_or_default();
+    Ok(ServerInfo {
+        version: field("redis_version").unwrap_or_default(),
+        mode: field("redis_mode").unwrap_or_default(),
+        memory_used: number("used_memory"),
+        memory_max: number("maxmemory"),
+        eviction: field("maxmemory_policy"),
+        append_only: field("aof_enabled").map(|value| value == "1"),
+    })
+}

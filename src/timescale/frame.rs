@@ -1,0 +1,157 @@
+//! Rows in the binary format of COPY, made by hand. Pure.
+//!
+//! Source: <https://www.postgresql.org/docs/17/sql-copy.html>, "Binary Format". A row is a count of fields, then each field's
+//! length and big-endian bytes.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::event::{Interaction, SessionUpdate};
+use crate::seam::{Place, Rows};
+
+/// What stands before the first row.
+pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// What stands behind the last.
+pub const TRAILER: &[u8] = &(-1_i16).to_be_bytes();
+/// Microseconds from 1970 to 2000, where `timestamptz` starts to count.
+const EPOCH_US: i64 = 946_684_800_000_000;
+
+/// Columns of `interaction_logs` in the order of [`Frames::interaction`].
+pub const INTERACTION_COLUMNS: &str =
+    "occurred_at, event_id, session_id, user_id, intent, latency_ms, confidence, channel, locale, transcript, attributes";
+/// Columns of `session_events` in the order of [`Frames::session_event`].
+pub const SESSION_EVENT_COLUMNS: &str = "occurred_at, event_id, session_id, user_id, status, seq, state";
+
+/// One row among the frames.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    at_us: i64,
+    id: [u8; 16],
+    from: u32,
+    to: u32,
+    place: Place,
+}
+
+/// Rows in the binary format, with their keys and places.
+#[derive(Debug, Default)]
+pub struct Frames {
+    building: Vec<u8>,
+    rows: Vec<Row>,
+    ordered: Option<Bytes>,
+}
+
+#[inline]
+fn field(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as i32).to_be_bytes());
+    out.extend_from_slice(bytes);
+}
+
+#[inline]
+fn optional(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        Some(bytes) => field(out, bytes),
+        None => out.extend_from_slice(&(-1_i32).to_be_bytes()),
+    }
+}
+
+#[inline]
+fn jsonb(out: &mut Vec<u8>, json: Option<&[u8]>) {
+    match json {
+        Some(json) => {
+            out.extend_from_slice(&(json.len() as i32 + 1).to_be_bytes());
+            out.push(1);
+            out.extend_from_slice(json);
+        }
+        None => optional(out, None),
+    }
+}
+
+impl Frames {
+    #[inline]
+    fn row(&mut self, columns: i16, at_us: i64, id: Uuid, place: Place, rest: impl FnOnce(&mut Vec<u8>)) {
+        let from = self.building.len() as u32;
+        let out = &mut self.building;
+        out.extend_from_slice(&columns.to_be_bytes());
+        field(out, &(at_us - EPOCH_US).to_be_bytes());
+        field(out, id.as_bytes());
+        rest(out);
+        let to = self.building.len() as u32;
+        self.rows.push(Row { at_us, id: id.into_bytes(), from, to, place });
+    }
+
+    /// Adds a row of `interaction_logs`.
+    #[inline]
+    pub fn interaction(&mut self, event: &Interaction<'_>, place: Place) {
+        self.row(11, event.head.occurred_at_us, event.head.event_id, place, |out| {
+            field(out, event.session_id.as_bytes());
+            field(out, event.user_id.as_bytes());
+            optional(out, event.intent.map(str::as_bytes));
+            optional(out, event.latency_ms.map(f64::to_be_bytes).as_ref().map(<[u8; 8]>::as_slice));
+            optional(out, event.confidence.map(|number| (number as f32).to_be_bytes()).as_ref().map(<[u8; 4]>::as_slice));
+            optional(out, event.channel.map(str::as_bytes));
+            optional(out, event.locale.map(str::as_bytes));
+            optional(out, event.transcript.map(str::as_bytes));
+            jsonb(out, event.attributes);
+        });
+    }
+
+    /// Adds a row of `session_events`.
+    #[inline]
+    pub fn session_event(&mut self, event: &SessionUpdate<'_>, place: Place) {
+        self.row(7, event.head.occurred_at_us, event.head.event_id, place, |out| {
+            field(out, event.session_id.as_bytes());
+            field(out, event.user_id.as_bytes());
+            field(out, event.status.name().as_bytes());
+            field(out, &event.seq.to_be_bytes());
+            jsonb(out, event.state);
+        });
+    }
+
+    /// Puts the rows in the order of the unique key: each row then goes to the index page of the one before it. Twice is once.
+    pub fn order(&mut self) {
+        if self.ordered.is_some() {
+            return;
+        }
+        let bytes = std::mem::take(&mut self.building);
+        if self.rows.is_sorted_by_key(|row| (row.at_us, row.id)) {
+            self.ordered = Some(bytes.into());
+            return;
+        }
+        self.rows.sort_unstable_by_key(|row| (row.at_us, row.id));
+        let mut ordered = Vec::with_capacity(bytes.len());
+        for row in &mut self.rows {
+            let from = ordered.len() as u32;
+            ordered.extend_from_slice(&bytes[row.from as usize..row.to as usize]);
+            (row.from, row.to) = (from, ordered.len() as u32);
+        }
+        self.ordered = Some(ordered.into());
+    }
+
+    /// The bytes of the rows `from..to`, which [`Frames::order`] has put in order.
+    pub(super) fn slice(&self, from: usize, to: usize) -> Bytes {
+        match (&self.ordered, self.rows.get(from), to.checked_sub(1).and_then(|last| self.rows.get(last))) {
+            (Some(bytes), Some(first), Some(last)) => bytes.slice(first.from as usize..last.to as usize),
+            _ => Bytes::new(),
+        }
+    }
+
+    /// Where the event of a row stands in the batch.
+    pub(super) fn place(&self, row: usize) -> Place {
+        self.rows[row].place
+    }
+
+    /// Key of a row, by which other parts of the batch find it.
+    pub(super) fn places(&self, from: usize, to: usize) -> impl Iterator<Item = Place> + '_ {
+        self.rows[from..to].iter().map(|row| row.place)
+    }
+}
+
+impl Rows for Frames {
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn bytes(&self) -> usize {
+        self.building.capacity() + self.ordered.as_ref().map_or(0, Bytes::len) + self.rows.capacity() * size_of::<Row>()
+    }
+}

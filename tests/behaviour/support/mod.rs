@@ -1,0 +1,32 @@
+//! What the tests stand on: real servers ([`servers`]), a [`space::Space`] of its own for each test, the real program
+//! ([`worker`]), faults on the way ([`proxy`]), waiting without sleeping ([`wait`]), reading what arrived ([`stores`]), and an
+//! oracle that shares no code with the program ([`fold`]).
+//!
+//! ```ignore
+//! #[tokio::test]
+//! async fn a_row_arrives() {
+//!     let space = Space::new("a_row_arrives").await;
+//!     let worker = Worker::start(&space, &[]);
+//!     worker.ready().await;
+//!     let mut redis = space.redis().await;
+//!     send::json(&mut redis, &space.stream("interactions"), &json!({"session_id": "s", "user_id": "u"})).await;
+//!     let database = space.database().await;
+//!     until("the row", SOON, async || stores::count(&database, "interaction_logs").await.eq(&1).then_some(())).await;
+//! }
+//! ```
+#![allow(dead_code, reason = "a library for tests: not every test binary of the day uses all of it")]
+
+pub mod fold;
+pub mod http;
+pub mod msgpack;
+pub mod proxy;
+pub mod send;
+pub mod servers;
+pub mod space;
+pub mod stores;
+pub mod wait;
+pub mod worker;
+
+pub use space::Space;
+pub use wait::{LONG, SOON, until};
+pub use worker::Worker;
