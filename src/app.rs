@@ -15,6 +15,7 @@ use crate::config::{Config, Lane as LaneName};
 use crate::http;
 use crate::lane::{Bug, Lane, LaneSettings};
 use crate::lifecycle::{Ending, Fatal, Leaving, Signals, Tasks};
+use crate::redis::inspect::Losses;
 use crate::redis::sessions::SessionHashes;
 use crate::redis::{GroupReader, InHand, ReaderSettings, Redis, Settler, SettlerSettings};
 use crate::seam::{Answer, Destination, Pauses};
@@ -106,9 +107,10 @@ pub async fn run(config: Config) -> anyhow::Result<Ending> {
     });
     for lane in &config.lanes {
         let metrics = Arc::new(parts.recorder.lane(*lane));
-        watch::spawn_streams(&parts, *lane, &metrics, &mut tasks);
-        for partition in 0..config.streams.partitions {
-            let lane = LanePart { parts: Arc::clone(&parts), lane: *lane, partition, metrics: Arc::clone(&metrics) };
+        let losses: Vec<Arc<Losses>> = (0..partitions).map(|_| Arc::default()).collect();
+        watch::spawn_streams(&parts, *lane, &metrics, &losses, &mut tasks);
+        for (partition, losses) in (0..).zip(losses) {
+            let lane = LanePart { parts: Arc::clone(&parts), lane: *lane, partition, metrics: Arc::clone(&metrics), losses };
             tasks.spawn(lane.lane.name(), lane.run());
         }
     }
@@ -185,6 +187,7 @@ struct LanePart {
     lane: LaneName,
     partition: u16,
     metrics: Arc<LaneMetrics>,
+    losses: Arc<Losses>,
 }
 
 impl LanePart {
@@ -223,8 +226,15 @@ impl LanePart {
             entries_max: destination.rows_max(),
             bytes_max: config.batch.bytes_max,
         };
-        let source =
-            GroupReader::new(redis.clone(), &config.streams, reader, in_hand, Arc::clone(&self.metrics), stream_outage.clone());
+        let source = GroupReader::new(
+            redis.clone(),
+            &config.streams,
+            reader,
+            in_hand,
+            Arc::clone(&self.losses),
+            Arc::clone(&self.metrics),
+            stream_outage.clone(),
+        );
         let lane = Lane {
             source,
             destination: Arc::new(destination),

@@ -415,7 +415,7 @@ impl Config {
             },
             chroma: Chroma {
                 url: given.parse("AEGIS_CHROMA_URL", http_url)?,
-                token: given.text("AEGIS_CHROMA_TOKEN")?.map(Secret),
+                token: given.parse("AEGIS_CHROMA_TOKEN", token)?,
                 collection: given.parse("AEGIS_CHROMA_COLLECTION", |text| {
                     crate::event::collection_name(text).map(str::to_owned).map_err(str::to_owned)
                 })?,
@@ -569,6 +569,13 @@ fn http_url(text: &str) -> Result<String, String> {
         return Err(WANTED.to_owned());
     }
     Ok(text.trim_end_matches('/').to_owned())
+}
+
+fn token(text: &str) -> Result<Option<Secret>, String> {
+    if text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok((!text.is_empty()).then(|| Secret(text.to_owned())));
+    }
+    Err("visible ASCII characters, as a header carries them".to_owned())
 }
 
 fn space(text: &str) -> Result<Space, String> {

@@ -65,7 +65,11 @@ impl Database {
     /// The server is away or refuses.
     pub async fn ping(&self) -> Result<(), DatabaseError> {
         let client = self.connection().await?;
-        if let Ok(answer) = tokio::time::timeout(self.write_timeout.min(Duration::from_secs(5)), client.simple_query("SELECT 1")).await { answer.map(|_| ()).map_err(|error| DatabaseError::from(&error)) } else {
+        if let Ok(answer) =
+            tokio::time::timeout(self.write_timeout.min(Duration::from_secs(5)), client.simple_query("SELECT 1")).await
+        {
+            answer.map(|_| ()).map_err(|error| DatabaseError::from(&error))
+        } else {
             drop(Object::take(client));
             Err(DatabaseError::Unreachable("no answer within 5 seconds".to_owned()))
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{Parts, now_us};
 use crate::config::Lane;
 use crate::lifecycle::{Fatal, Tasks};
+use crate::redis::inspect::Losses;
 use crate::redis::{RedisError, Settler, inspect, remove_gone_consumers};
 use crate::telemetry::health::Component;
 use crate::telemetry::metric::{LaneMetrics, StreamState};
@@ -77,16 +78,20 @@ async fn within(probe: impl Future<Output = Result<(), String>>) -> Result<(), S
 }
 
 /// Starts looking at the streams of a lane.
-pub(super) fn spawn_streams(parts: &Arc<Parts>, lane: Lane, metrics: &Arc<LaneMetrics>, tasks: &mut Tasks) {
-    let (parts, metrics) = (Arc::clone(parts), Arc::clone(metrics));
+pub(super) fn spawn_streams(
+    parts: &Arc<Parts>,
+    lane: Lane,
+    metrics: &Arc<LaneMetrics>,
+    losses: &[Arc<Losses>],
+    tasks: &mut Tasks,
+) {
+    let (parts, metrics, losses) = (Arc::clone(parts), Arc::clone(metrics), losses.to_vec());
     tasks.spawn("streams", async move {
         let keys = parts.config.streams.keys(lane);
-        // Losses seen at the last look: they stay visible until the group reads on, and count once.
-        let mut lost_before = vec![0; keys.len()];
         let mut tick = tokio::time::interval(STREAMS_PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while parts.leaving.stop.run_until_cancelled(tick.tick()).await.is_some() {
-            match look(&parts, &keys, &mut lost_before, &metrics).await {
+            match look(&parts, &keys, &losses, &metrics).await {
                 Ok(state) => metrics.set_streams(&state),
                 // The outage itself is told by the lane's reader.
                 Err(_) => metrics.set_streams_unknown(),
@@ -96,17 +101,12 @@ pub(super) fn spawn_streams(parts: &Arc<Parts>, lane: Lane, metrics: &Arc<LaneMe
     });
 }
 
-async fn look(parts: &Parts, keys: &[String], lost_before: &mut [u64], metrics: &LaneMetrics) -> Result<StreamState, RedisError> {
+async fn look(parts: &Parts, keys: &[String], losses: &[Arc<Losses>], metrics: &LaneMetrics) -> Result<StreamState, RedisError> {
     let mut sum = StreamState { lag: Some(0), ..StreamState::default() };
     let now_ms = (now_us() / 1000).unsigned_abs();
-    for (key, before) in keys.iter().zip(lost_before) {
+    for (key, losses) in keys.iter().zip(losses) {
         let stream = inspect::stream(&parts.redis, &parts.config.streams, key).await?;
-        let lost = stream.lost.saturating_sub(*before);
-        *before = stream.lost;
-        if lost > 0 {
-            metrics.entries_lost.increment(lost);
-            tracing::warn!(stream = key, entries = lost, "entries were trimmed away before they were read: they are lost");
-        }
+        losses.note(&stream, metrics);
         sum.length += stream.length;
         sum.lag = sum.lag.zip(stream.lag).map(|(sum, lag)| sum + lag);
         sum.pending += stream.pending;

@@ -26,7 +26,7 @@ const CHROMA_MAX: Duration = Duration::from_secs(15);
     aegis-ingest check\n  \
     aegis-ingest check --lanes embeddings\n  \
     aegis-ingest check --json | jq -r '.findings[] | select(.level != \"ok\") | .advice'")]
-pub struct Args {
+pub(super) struct Args {
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -101,7 +101,7 @@ impl Findings {
 ///
 /// # Errors
 /// Standard output's own failure.
-pub async fn run(config: &Config, args: &Args) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<ExitCode> {
     let database_used = config.lanes.iter().any(|lane| lane.needs_database());
     let chroma_used = config.lanes.contains(&Lane::Embeddings);
     let redis_found = in_time("Redis", config.redis.timeout + ANSWERS, redis::check(config));
@@ -157,7 +157,8 @@ fn render(findings: &[Finding], style: Style) -> String {
     let width = findings.iter().map(|finding| finding.part.len()).max().unwrap_or_default();
     let line = |finding: &Finding| {
         let level = style.paint(finding.level.paint(), &format!("{:4}", finding.level.word()));
-        let advice = finding.advice.as_ref().map(|advice| format!("; {advice}")).unwrap_or_default();
+        let joint = if finding.what.ends_with('?') { " " } else { "; " };
+        let advice = finding.advice.as_ref().map(|advice| format!("{joint}{advice}")).unwrap_or_default();
         format!("{level}  {:width$}  {}\n", finding.part, clean(&format!("{}{advice}", finding.what)))
     };
     let text: String = findings.iter().map(line).collect();

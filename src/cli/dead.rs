@@ -18,7 +18,7 @@ use crate::redis::Redis;
 /// setting was changed, the program upgraded), `dead replay` puts the event back into its stream; it keeps the identity that it
 /// had there.
 #[derive(clap::Args, Debug)]
-pub struct Args {
+pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
 }
@@ -35,7 +35,7 @@ enum Command {
 ///
 /// # Errors
 /// Redis is away or refuses, or what was asked for cannot be done; the message says what would do.
-pub async fn run(config: &Config, args: &Args) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<ExitCode> {
     let redis = Redis::new(&config.redis)?;
     match &args.command {
         Command::List(args) => list::run(&redis, config, args).await,

@@ -20,13 +20,13 @@ const STATUS_LINE_BYTES_MAX: u64 = 256;
 /// Asks the worker's /readyz and waits 3 s for the answer. No API key is needed.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example, in a Dockerfile:\n  HEALTHCHECK CMD [\"aegis-ingest\", \"healthcheck\"]")]
-pub struct Args {}
+pub(super) struct Args {}
 
 /// Asks once. The reason of a failure is one line on standard error.
 ///
 /// # Errors
 /// None: a failure is an exit status.
-pub async fn run(config: &Config, _args: &Args) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(config: &Config, _args: &Args) -> anyhow::Result<ExitCode> {
     let addr = reachable(config.http.addr);
     let problem = match tokio::time::timeout(DEADLINE, status(addr)).await {
         Ok(Ok(200)) => return Ok(ExitCode::SUCCESS),

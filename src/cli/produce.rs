@@ -8,24 +8,23 @@ use anyhow::Context;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Lane, duration};
-use crate::redis::RedisError;
 use crate::traffic::timeline::{self, Sending, Timeline, Vectors};
-use crate::traffic::{Entries, Entry, Event, Format, Generator, Mix, Mixer, Options, Packer};
+use crate::traffic::{Entries, Event, Format, Generator, Mix, Mixer, Options, Packer};
 
 mod link;
 mod pace;
 mod progress;
 mod summary;
+mod writing;
 
 use link::Link;
-use pace::{Pace, Schedule};
+use pace::Pace;
 use progress::Progress;
-use summary::{Summary, Tally};
+use summary::Summary;
+use writing::Writing;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,10 +54,10 @@ pub struct Args {
     /// Events a second [default: as fast as it goes]
     #[arg(long, value_name = "N", value_parser = positive)]
     rate: Option<f64>,
-    /// Events an entry, 1 to 10000; entries stay below AEGIS_MAX_ENTRY_BYTES
+    /// Events an entry, 1 to 10000, and fewer where an entry would get too large for the worker
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     events_per_entry: u16,
-    /// The field that carries the events: `data` is MessagePack
+    /// How events are encoded
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     /// Time of the first event, or of a timeline's offset 0, such as 2026-11-01T00:00:00Z
@@ -138,12 +137,6 @@ fn share(text: &str) -> Result<f64, String> {
 
 /// Events written when neither a count nor a time is given.
 const COUNT: u64 = 10_000;
-/// Payload bytes after which a pipeline is sent however few entries it has, so that a few of them do not fill memory.
-const PIPELINE_BYTES: usize = 4 << 20;
-/// What is due within one tick goes in one round trip.
-const TICK: Duration = Duration::from_millis(2);
-/// How long entries under way are waited for once a signal came.
-const GRACE: Duration = Duration::from_secs(2);
 /// Made-up events lie this far apart when nothing else sets their pace, microseconds, so that sessions last a while;
 const GAP_US: i64 = 1_000;
 /// but no further back than this altogether, since workers refuse events that are too old.
@@ -168,7 +161,8 @@ impl Source {
         };
         // Sent at a speed, the last event carries the time at which it is written.
         let running_us = args.speed.map_or(0.0, |speed| timeline.span_us() as f64 / speed) as i64;
-        let start_us = given_us.unwrap_or_else(|| now_us.min(now_us.saturating_add(running_us).saturating_sub(timeline.span_us())));
+        let start_us =
+            given_us.unwrap_or_else(|| now_us.min(now_us.saturating_add(running_us).saturating_sub(timeline.span_us())));
         Ok(Self::Timeline { timeline, vectors, start_us })
     }
 
@@ -183,9 +177,7 @@ impl Source {
     fn len(&self) -> Option<u64> {
         match self {
             Self::MadeUp(_) => None,
-            Self::Timeline { timeline, vectors, .. } => {
-                Some((timeline.len() + vectors.as_ref().map_or(0, Vectors::len)) as u64)
-            }
+            Self::Timeline { timeline, vectors, .. } => Some((timeline.len() + vectors.as_ref().map_or(0, Vectors::len)) as u64),
         }
     }
 
@@ -269,7 +261,7 @@ pub async fn run(config: &Config, args: &Args) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let signals = tokio::spawn(until_signal(stop.clone()));
     let begin = Instant::now();
-    let mut writing = Writing::new(args, Arc::new(link), progress, stop.clone(), begin);
+    let mut writing = Writing::new(args, Arc::new(link), progress.clone(), stop.clone(), begin);
     let mut outcome = Ok(());
     for pass in 0..args.repeat {
         let good = source.events(args).take(usize::try_from(count.unwrap_or(u64::MAX)).unwrap_or(usize::MAX));
@@ -297,7 +289,7 @@ pub async fn run(config: &Config, args: &Args) -> anyhow::Result<()> {
         Err(error) => Err(error),
     };
     signals.abort();
-    writing.progress.finish();
+    progress.finish();
     let summary = Summary {
         unconfirmed: writing.sent - writing.tally.entries(),
         tally: std::mem::take(&mut writing.tally),
@@ -327,124 +319,44 @@ async fn until_signal(stop: CancellationToken) {
     stop.cancel();
 }
 
-/// Entries on their way.
-struct Writing {
-    link: Arc<Link>,
-    progress: Progress,
-    stop: CancellationToken,
-    deadline: Option<Instant>,
-    pipeline: usize,
-    room: Arc<Semaphore>,
-    flights: JoinSet<Result<Tally, RedisError>>,
-    batch: Vec<Entry>,
-    batch_bytes: usize,
-    /// Entries handed over.
-    sent: u64,
-    tally: Tally,
-}
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
 
-impl Writing {
-    fn new(args: &Args, link: Arc<Link>, progress: Progress, stop: CancellationToken, begin: Instant) -> Self {
-        Self {
-            link,
-            progress,
-            stop,
-            deadline: args.time.and_then(|time| begin.checked_add(time)),
-            pipeline: args.pipeline as usize,
-            room: Arc::new(Semaphore::new(args.in_flight as usize)),
-            flights: JoinSet::new(),
-            batch: Vec::new(),
-            batch_bytes: 0,
-            sent: 0,
-            tally: Tally::default(),
-        }
+    use super::*;
+
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: Args,
     }
 
-    fn is_over(&self) -> bool {
-        self.stop.is_cancelled() || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    const NOW_US: i64 = 1_790_000_000_000_000;
+
+    fn made_up_by(flags: &str) -> Options {
+        let words = std::iter::once("produce").chain(flags.split_whitespace());
+        made_up(&Alone::try_parse_from(words).unwrap().args, None, NOW_US)
     }
 
-    /// Writes entries at their pace until they, the time or the patience end.
-    async fn pass(&mut self, entries: impl Iterator<Item = Entry>, pace: Pace) -> Result<(), RedisError> {
-        let begin = Instant::now();
-        let mut schedule = Schedule::default();
-        let mut before = 0;
-        for entry in entries {
-            if pace != Pace::Free {
-                let due = pace.due(before, entry.at_us);
-                before += u64::from(entry.events);
-                while let Some(wait) = schedule.wait(begin.elapsed(), due) {
-                    self.send().await?;
-                    let left = self.deadline.map_or(wait, |deadline| deadline.saturating_duration_since(Instant::now()));
-                    tokio::select! {
-                        () = tokio::time::sleep(wait.max(TICK).min(left)) => {}
-                        () = self.stop.cancelled() => {}
-                    }
-                    if self.is_over() {
-                        return Ok(());
-                    }
-                }
-            }
-            self.batch_bytes += entry.payload.len();
-            self.batch.push(entry);
-            if self.batch.len() >= self.pipeline || self.batch_bytes >= PIPELINE_BYTES {
-                self.send().await?;
-                if self.is_over() {
-                    break;
-                }
-            }
-        }
-        self.send().await
+    #[test]
+    fn times_end_at_the_present_or_go_with_it_and_never_run_ahead() {
+        let options = made_up_by("");
+        assert_eq!((options.gap_us, options.start_us), (1_000, NOW_US - 9_999 * 1_000));
+        let options = made_up_by("--count 10000000000");
+        assert!(options.gap_us == 259 && options.start_us > NOW_US - SPAN_US);
+        let options = made_up_by("--rate 2000 --count 50");
+        assert_eq!((options.gap_us, options.start_us), (500, NOW_US));
+        let options = made_up_by("--for 10s");
+        assert_eq!((options.gap_us, options.start_us), (1, NOW_US));
     }
 
-    /// Sends what has gathered, once there is room.
-    async fn send(&mut self) -> Result<(), RedisError> {
-        while let Some(flight) = self.flights.try_join_next() {
-            self.landed(flight)?;
-        }
-        if self.batch.is_empty() {
-            return Ok(());
-        }
-        let permit = tokio::select! {
-            // Closed never.
-            permit = Arc::clone(&self.room).acquire_owned() => permit.ok(),
-            () = self.stop.cancelled() => return Ok(()),
-        };
-        let entries = std::mem::replace(&mut self.batch, Vec::with_capacity(self.pipeline));
-        self.batch_bytes = 0;
-        self.sent += entries.len() as u64;
-        let link = Arc::clone(&self.link);
-        self.flights.spawn(async move {
-            let tally = link.write(&entries).await;
-            drop(permit);
-            tally
-        });
-        Ok(())
-    }
-
-    fn landed(&mut self, flight: Result<Result<Tally, RedisError>, tokio::task::JoinError>) -> Result<(), RedisError> {
-        let tally = flight.map_err(|error| RedisError::Unexpected(format!("writing ended early: {error}")))??;
-        self.progress.add(tally.events());
-        self.tally.add(&tally);
-        Ok(())
-    }
-
-    /// Waits for what is under way; after a signal only for a while.
-    async fn finish(&mut self) -> Result<(), RedisError> {
-        let stop = self.stop.clone();
-        let impatience = async {
-            stop.cancelled().await;
-            tokio::time::sleep(GRACE).await;
-        };
-        tokio::pin!(impatience);
-        loop {
-            tokio::select! {
-                flight = self.flights.join_next() => match flight {
-                    Some(flight) => self.landed(flight)?,
-                    None => return Ok(()),
-                },
-                () = &mut impatience => return Ok(()),
-            }
+    #[test]
+    fn flags_that_contradict_each_other_are_refused() {
+        for flags in
+            ["--count 5 --for 3s", "--for 3s --repeat 2", "--speed 2", "--rate 0", "--poison 2", "--mix a=1", "--count 0"]
+        {
+            let words = std::iter::once("produce").chain(flags.split_whitespace());
+            assert!(Alone::try_parse_from(words).is_err(), "{flags}");
         }
     }
 }

@@ -25,7 +25,7 @@ const AT_ONCE: usize = 16;
     aegis-ingest status\n  \
     aegis-ingest status --watch --consumers\n  \
     aegis-ingest status --json | jq '.streams[] | select(.dead_letters > 0)'")]
-pub struct Args {
+pub(super) struct Args {
     /// Look again every INTERVAL (100ms to 1h; 2s unless given) until Ctrl-C
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s", value_parser = interval)]
     watch: Option<Duration>,
@@ -53,7 +53,7 @@ struct Look {
 ///
 /// # Errors
 /// Redis is away or refuses; while watching, only standard output's own failure.
-pub async fn run(config: &Config, args: &Args) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<ExitCode> {
     let redis = Redis::new(&config.redis)?;
     let Some(interval) = args.watch else {
         say(&render(&look(&redis, config).await.map_err(|error| explained(&error))?, args, Style::stdout()))?;

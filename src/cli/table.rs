@@ -4,13 +4,13 @@ use std::io::{self, ErrorKind, IsTerminal, Write as _};
 
 /// Whether output may hold colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Style {
+pub(super) struct Style {
     colour: bool,
 }
 
 /// How a text stands out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Paint {
+pub(super) enum Paint {
     /// Headings.
     Bold,
     /// Good.
@@ -23,19 +23,20 @@ pub enum Paint {
 
 impl Style {
     /// For standard output: colour on a terminal, unless `NO_COLOR` is set (<https://no-color.org>) or the terminal is dumb.
-    pub fn stdout() -> Self {
+    pub(super) fn stdout() -> Self {
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self { colour: !unwanted && !dumb && io::stdout().is_terminal() }
     }
 
     /// Without colour.
-    pub const fn plain() -> Self {
+    #[cfg(test)]
+    pub(super) const fn plain() -> Self {
         Self { colour: false }
     }
 
     /// The text, painted if there is colour.
-    pub fn paint(self, paint: Paint, text: &str) -> String {
+    pub(super) fn paint(self, paint: Paint, text: &str) -> String {
         let code = match paint {
             Paint::Bold => 1,
             Paint::Green => 32,
@@ -48,7 +49,7 @@ impl Style {
 
 /// A column: its heading and on which side its cells stand.
 #[derive(Clone, Copy, Debug)]
-pub enum Column {
+pub(super) enum Column {
     /// Texts.
     Left(&'static str),
     /// Numbers.
@@ -57,29 +58,29 @@ pub enum Column {
 
 /// Rows under headings, each column as wide as its widest cell.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub(super) struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// An empty table.
-    pub fn new(columns: &[Column]) -> Self {
+    pub(super) fn new(columns: &[Column]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
     /// Adds a row; missing cells are empty, and control characters are made visible.
-    pub fn row<const N: usize>(&mut self, cells: &[String; N]) {
+    pub(super) fn row<const N: usize>(&mut self, cells: &[String; N]) {
         self.rows.push(cells.iter().map(|cell| clean(cell)).collect());
     }
 
     /// Whether it has no row.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
     /// The table as lines, each with its line feed.
-    pub fn render(&self, style: Style) -> String {
+    pub(super) fn render(&self, style: Style) -> String {
         let width = |text: &str| text.chars().count();
         let heading = |column: &Column| match column {
             Column::Left(heading) | Column::Right(heading) => *heading,
@@ -115,7 +116,7 @@ impl Table {
 ///
 /// # Errors
 /// Standard output's own, such as a full disk.
-pub fn say(text: &str) -> io::Result<bool> {
+pub(super) fn say(text: &str) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
@@ -124,12 +125,12 @@ pub fn say(text: &str) -> io::Result<bool> {
 }
 
 /// Whether a terminal might act on the character, or show text in another order because of it.
-pub fn is_active(c: char) -> bool {
+pub(super) fn is_active(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The text with everything that a terminal might act on made visible.
-pub fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     if !text.contains(is_active) {
         return text.to_owned();
     }
@@ -137,7 +138,7 @@ pub fn clean(text: &str) -> String {
 }
 
 /// Bytes with the unit that leaves one to four digits.
-pub fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     let mut size = count as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if size < 1024.0 {
@@ -149,7 +150,7 @@ pub fn bytes(count: u64) -> String {
 }
 
 /// Milliseconds in the two largest units that matter.
-pub fn age(ms: u64) -> String {
+pub(super) fn age(ms: u64) -> String {
     let s = ms / 1000;
     match s {
         0 => format!("{ms}ms"),
@@ -161,7 +162,7 @@ pub fn age(ms: u64) -> String {
 }
 
 /// A number with a comma at each thousand.
-pub fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (i, digit) in digits.chars().enumerate() {
@@ -174,7 +175,7 @@ pub fn grouped(number: u64) -> String {
 }
 
 /// `1 dead letter`, `1,200 dead letters`.
-pub fn counted(number: u64, thing: &str) -> String {
+pub(super) fn counted(number: u64, thing: &str) -> String {
     format!("{} {thing}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::RedisError;
 use super::hold::InHand;
+use super::inspect::{self, Losses};
 use super::wire::{Chunk, Wire};
 use super::{Redis, query};
 use crate::config::Streams;
@@ -20,6 +21,8 @@ use crate::telemetry::metric::LaneMetrics;
 const BLOCK: Duration = Duration::from_secs(1);
 /// Longest time between two looks for entries that others left behind.
 const CLAIM_EVERY_MAX: Duration = Duration::from_secs(2);
+/// Between two looks for entries that are trimmed away unread, while there is a backlog: reading on wipes the trace of them.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Pending entries looked at or claimed by one command.
 const CLAIM_COUNT: usize = 1000;
 
@@ -60,10 +63,10 @@ pub struct ReaderSettings {
 /// Reads one stream through the consumer group.
 pub struct GroupReader {
     redis: Redis,
-    group: String,
-    consumer: String,
+    streams: Streams,
     settings: ReaderSettings,
     in_hand: InHand,
+    losses: Arc<Losses>,
     metrics: Arc<LaneMetrics>,
     outage: Outage,
     wire: Option<Wire>,
@@ -71,6 +74,9 @@ pub struct GroupReader {
     rest: Option<Rest>,
     ready: VecDeque<Delivered>,
     claim_at: Instant,
+    look_at: Instant,
+    /// Whether the last read brought all that was asked for.
+    backlog: bool,
     entry_bytes: f64,
     pauses: Pauses,
     /// Whether the group was seen: its absence later is worth a warning.
@@ -84,15 +90,16 @@ impl GroupReader {
         streams: &Streams,
         settings: ReaderSettings,
         in_hand: InHand,
+        losses: Arc<Losses>,
         metrics: Arc<LaneMetrics>,
         outage: Outage,
     ) -> Self {
         Self {
             redis,
-            group: streams.group.clone(),
-            consumer: streams.consumer.clone(),
+            streams: streams.clone(),
             settings,
             in_hand,
+            losses,
             metrics,
             outage,
             wire: None,
@@ -100,6 +107,8 @@ impl GroupReader {
             rest: None,
             ready: VecDeque::new(),
             claim_at: Instant::now(),
+            look_at: Instant::now(),
+            backlog: false,
             entry_bytes: 1024.0,
             pauses: Pauses::new(),
             seen: false,
@@ -108,12 +117,12 @@ impl GroupReader {
 
     /// Makes the group, with the stream, from its beginning.
     async fn make_group(&mut self) -> Result<(), RedisError> {
-        let made = create_group(&self.redis, &self.settings.key, &self.group).await?;
+        let made = create_group(&self.redis, &self.settings.key, &self.streams.group).await?;
         if made && self.seen {
             self.metrics.groups_recreated.increment(1);
             tracing::warn!(
                 stream = self.settings.key,
-                group = self.group,
+                group = self.streams.group,
                 "the consumer group was gone and is made again from the stream's beginning"
             );
         }
@@ -127,6 +136,7 @@ impl GroupReader {
             let wire = Wire::connect(&self.redis.info, self.redis.timeout, self.settings.entry_bytes_max).await?;
             // Before the first read of a connection: the last one may have brought entries that never arrived.
             self.make_group().await?;
+            self.look_for_losses().await?;
             self.phase = Phase::Own(EntryId::default());
             self.rest = None;
             self.wire = Some(wire);
@@ -140,62 +150,75 @@ impl GroupReader {
         Ok(())
     }
 
+    async fn look_for_losses(&mut self) -> Result<(), RedisError> {
+        let stream = inspect::stream(&self.redis, &self.streams, &self.settings.key).await?;
+        self.losses.note(&stream, &self.metrics);
+        self.look_at = Instant::now() + LOOK_EVERY;
+        Ok(())
+    }
+
     /// Sends the next command and reads the head of its reply.
     async fn ask(&mut self) -> Result<(), RedisError> {
-        let Some(wire) = self.wire.as_mut() else { return Ok(()) };
-        let (key, group, consumer) = (self.settings.key.as_bytes(), self.group.as_bytes(), self.consumer.as_bytes());
-        let left = match self.phase {
-            Phase::Own(after) => {
-                let pending = own_pending(&self.redis, &self.settings.key, &self.group, &self.consumer, after).await?;
-                let held = self.in_hand.ids();
-                let lost: Vec<_> = pending.iter().filter(|id| !held.contains(id)).map(ToString::to_string).collect();
-                self.phase = match pending.last() {
-                    Some(last) if pending.len() == CLAIM_COUNT => Phase::Own(*last),
-                    _ => Phase::Others(EntryId::default()),
-                };
-                if lost.is_empty() {
-                    return Ok(());
-                }
-                let mut command = vec![b"XCLAIM".as_slice(), key, group, consumer, b"0"];
-                command.extend(lost.iter().map(String::as_bytes));
-                wire.send(&command).await?;
-                wire.array_head().await?
-            }
-            Phase::Others(cursor) => {
-                let idle = self.settings.claim_idle.as_millis().to_string();
-                let (cursor, count) = (cursor.to_string(), CLAIM_COUNT.to_string());
-                let command: [&[u8]; 8] =
-                    [b"XAUTOCLAIM", key, group, consumer, idle.as_bytes(), cursor.as_bytes(), b"COUNT", count.as_bytes()];
-                wire.send(&command).await?;
-                let (next, left) = wire.claim_head().await?;
-                self.rest = Some(Rest { left, phase: Phase::Others(next) });
-                self.phase = Phase::Others(next);
-                return Ok(());
-            }
-            Phase::New => {
-                let count = ((self.settings.bytes_max as f64 / self.entry_bytes) as usize).clamp(1, self.settings.entries_max);
-                let (count, block) = (count.to_string(), BLOCK.as_millis().to_string());
-                let command: [&[u8]; 11] = [
-                    b"XREADGROUP",
-                    b"GROUP",
-                    group,
-                    consumer,
-                    b"COUNT",
-                    count.as_bytes(),
-                    b"BLOCK",
-                    block.as_bytes(),
-                    b"STREAMS",
-                    key,
-                    b">",
-                ];
-                wire.send(&command).await?;
-                wire.read_head(BLOCK).await?
-            }
+        match self.phase {
+            Phase::Own(after) => self.ask_own(after).await,
+            Phase::Others(cursor) => self.ask_others(cursor).await,
+            Phase::New => self.ask_new().await,
+        }
+    }
+
+    /// Claims own pending entries that are not in hand. Unlike a read of the own history this delivers nothing that is.
+    async fn ask_own(&mut self, after: EntryId) -> Result<(), RedisError> {
+        let Streams { group, consumer, .. } = &self.streams;
+        let pending = own_pending(&self.redis, &self.settings.key, group, consumer, after).await?;
+        let held = self.in_hand.ids();
+        let lost: Vec<_> = pending.iter().filter(|id| !held.contains(id)).map(ToString::to_string).collect();
+        self.phase = match pending.last() {
+            Some(last) if pending.len() == CLAIM_COUNT => Phase::Own(*last),
+            _ => Phase::Others(EntryId::default()),
         };
-        let phase = if let Phase::New = self.phase { Phase::New } else { Phase::Own(EntryId::default()) };
+        let Some(wire) = self.wire.as_mut().filter(|_| !lost.is_empty()) else { return Ok(()) };
+        let mut command = vec![b"XCLAIM".as_slice(), self.settings.key.as_bytes(), group.as_bytes(), consumer.as_bytes(), b"0"];
+        command.extend(lost.iter().map(String::as_bytes));
+        wire.send(&command).await?;
+        let left = wire.array_head().await?;
+        self.rest = (left > 0).then_some(Rest { left, phase: Phase::Own(after) });
+        Ok(())
+    }
+
+    /// Claims what others have left idle for long.
+    async fn ask_others(&mut self, cursor: EntryId) -> Result<(), RedisError> {
+        let Some(wire) = self.wire.as_mut() else { return Ok(()) };
+        let Streams { group, consumer, .. } = &self.streams;
+        let idle = self.settings.claim_idle.as_millis().to_string();
+        let (cursor, count) = (cursor.to_string(), CLAIM_COUNT.to_string());
+        let whose = [self.settings.key.as_bytes(), group.as_bytes(), consumer.as_bytes()];
+        let command =
+            [&[b"XAUTOCLAIM".as_slice()], &whose[..], &[idle.as_bytes(), cursor.as_bytes(), b"COUNT", count.as_bytes()]];
+        wire.send(&command.concat()).await?;
+        let (next, left) = wire.claim_head().await?;
+        self.phase = Phase::Others(next);
+        self.rest = Some(Rest { left, phase: Phase::Others(next) });
+        Ok(())
+    }
+
+    /// Asks for what nobody has read, and waits for it.
+    async fn ask_new(&mut self) -> Result<(), RedisError> {
+        if self.backlog && Instant::now() >= self.look_at {
+            self.look_for_losses().await?;
+        }
+        let Some(wire) = self.wire.as_mut() else { return Ok(()) };
+        let Streams { group, consumer, .. } = &self.streams;
+        let count = ((self.settings.bytes_max as f64 / self.entry_bytes) as u64).clamp(1, self.settings.entries_max as u64);
+        let (asked, block) = (count.to_string(), BLOCK.as_millis().to_string());
+        let (group, consumer, key) = (group.as_bytes(), consumer.as_bytes(), self.settings.key.as_bytes());
+        let limits = [b"COUNT".as_slice(), asked.as_bytes(), b"BLOCK", block.as_bytes()];
+        let command = [&[b"XREADGROUP".as_slice(), b"GROUP", group, consumer], &limits[..], &[b"STREAMS", key, b">"]];
+        wire.send(&command.concat()).await?;
+        let left = wire.read_head(BLOCK).await?;
+        self.backlog = left == count;
         if left > 0 {
-            self.rest = Some(Rest { left, phase });
-        } else if let Phase::New = phase {
+            self.rest = Some(Rest { left, phase: Phase::New });
+        } else {
             self.look_for_others_in_time();
         }
         Ok(())
@@ -254,7 +277,8 @@ impl GroupReader {
         let held = self.in_hand.ids();
         entries.retain(|entry| !held.contains(&entry.id));
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
-        let deliveries = deliveries(&self.redis, &self.settings.key, &self.group, &self.consumer, first.id, last.id).await?;
+        let deliveries =
+            deliveries(&self.redis, &self.settings.key, &self.streams.group, &self.streams.consumer, first.id, last.id).await?;
         let count = |entry: &Entry| deliveries.get(&entry.id).copied().unwrap_or(1);
         let (suspects, innocent): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|entry| count(entry) > self.settings.deliveries_max / 2);
@@ -280,7 +304,7 @@ impl GroupReader {
     /// Pending entries that somebody deleted can never be written: they are acknowledged and counted as lost.
     async fn settle_gone(&self, gone: &[EntryId]) -> Result<(), RedisError> {
         let mut command = ::redis::cmd("XACK");
-        command.arg(&self.settings.key).arg(&self.group);
+        command.arg(&self.settings.key).arg(&self.streams.group);
         for id in gone {
             command.arg(id.to_string());
         }

@@ -1,12 +1,14 @@
 //! Looking at streams without touching them: for metrics, `status` and `check`.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use ::redis::Value;
 
 use super::{Redis, RedisError, query};
 use crate::config::Streams;
 use crate::seam::EntryId;
+use crate::telemetry::metric::LaneMetrics;
 
 /// One consumer of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,22 @@ pub struct StreamInfo {
     pub consumers: Vec<Consumer>,
     /// Dead letters.
     pub dead_letters: u64,
+}
+
+/// Losses seen so far in one stream. They stay visible in what Redis tells until the group reads on, and count once.
+#[derive(Debug, Default)]
+pub struct Losses(Mutex<u64>);
+
+impl Losses {
+    /// Counts, and tells of, what was lost since the last look.
+    pub fn note(&self, stream: &StreamInfo, metrics: &LaneMetrics) {
+        let before = std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), stream.lost);
+        let lost = stream.lost.saturating_sub(before);
+        if lost > 0 {
+            metrics.entries_lost.increment(lost);
+            tracing::warn!(stream = stream.key, entries = lost, "entries were trimmed away before they were read: they are lost");
+        }
+    }
 }
 
 fn map(value: Value) -> HashMap<String, Value> {

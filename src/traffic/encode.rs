@@ -11,8 +11,10 @@ use uuid::Uuid;
 pub enum Format {
     /// `MessagePack`, in the field `data`.
     #[default]
+    #[value(help = "MessagePack, in the field data")]
     Data,
     /// JSON, in the field `json`.
+    #[value(help = "JSON, in the field json")]
     Json,
 }
 
@@ -160,7 +162,7 @@ impl Serialize for Slots<'_> {
 }
 
 #[derive(Serialize)]
-pub(super) struct Embedding<'a, M: Serialize> {
+pub(super) struct Vector<'a, M: Serialize> {
     pub(super) event_id: Id,
     pub(super) occurred_at: Time,
     pub(super) id: &'a str,

@@ -6,7 +6,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
-use super::encode::{Attributes, Embedding, Id, IntentMetadata, Interaction, Numbers, SessionUpdate, Slots, State, Time, encode};
+use super::encode::{Attributes, Id, IntentMetadata, Interaction, Numbers, SessionUpdate, Slots, State, Time, Vector, encode};
 use super::speech::{INTENTS, Ranks, utter};
 use super::vectors::Vectors;
 use super::{Event, Format};
@@ -192,7 +192,11 @@ impl Generator {
     pub fn make(&mut self) -> Event {
         let at_us = self.options.start_us.saturating_add(self.made.saturating_mul(self.options.gap_us));
         self.made += 1;
-        let lane = self.options.mix.draw(&mut self.rng);
+        let lane = match self.options.mix.draw(&mut self.rng) {
+            // Nobody can talk before a session has begun.
+            _ if self.begun == 0 => Lane::Sessions,
+            lane => lane,
+        };
         let event_id = event_id(at_us, &mut self.rng);
         let mut body = Vec::with_capacity(BODY_BYTES);
         let session_id = match lane {
@@ -205,7 +209,7 @@ impl Generator {
 
     /// A session that somebody is talking in.
     fn talking(&mut self) -> usize {
-        let open = self.begun.max(1);
+        let open = self.begun;
         let place = self.rng.random_range(0..open);
         if self.ended == Some(place) { (place + 1) % open } else { place }
     }
@@ -301,17 +305,13 @@ impl Generator {
         body.reserve(self.vector.len());
         let session = &self.sessions[place];
         let mut id = Uuid::encode_buffer();
-        let event = Embedding {
+        let event = Vector {
             id: event_id.0.as_hyphenated().encode_lower(&mut id),
             event_id,
             occurred_at: Time(at_us),
             embedding: Numbers(&self.vector),
             document: &self.text,
-            metadata: IntentMetadata {
-                intent: INTENTS[intent].name,
-                locale: INTENTS[intent].locale,
-                turn: session.turns,
-            },
+            metadata: IntentMetadata { intent: INTENTS[intent].name, locale: INTENTS[intent].locale, turn: session.turns },
             session_id: &session.id,
             user_id: Some(&session.user_id),
         };

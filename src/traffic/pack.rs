@@ -139,13 +139,11 @@ impl<I: Iterator<Item = Event>> Iterator for Entries<I> {
             if let Some(entry) = self.ready.pop_front() {
                 return Some(entry);
             }
-            match self.events.next() {
-                Some(event) => self.packer.push(event, &mut self.ready),
-                None => {
-                    self.packer.flush(&mut self.ready);
-                    return self.ready.pop_front();
-                }
-            }
+            let Some(event) = self.events.next() else {
+                self.packer.flush(&mut self.ready);
+                return self.ready.pop_front();
+            };
+            self.packer.push(event, &mut self.ready);
         }
     }
 }
@@ -158,13 +156,12 @@ impl Entry {
 }
 
 fn closed(mut entry: Entry) -> Entry {
-    match entry.content {
-        Content::Payload(Format::Json) => entry.payload.push(b']'),
+    if entry.content == Content::Payload(Format::Json) {
+        entry.payload.push(b']');
+    } else {
         // `ARRAY_MAX` fits.
-        _ => {
-            let count = entry.count() as u16;
-            entry.payload[1..3].copy_from_slice(&count.to_be_bytes());
-        }
+        let count = entry.count() as u16;
+        entry.payload[1..3].copy_from_slice(&count.to_be_bytes());
     }
     entry
 }
@@ -200,8 +197,7 @@ mod tests {
     fn a_session_keeps_to_its_partition() {
         let mut packer = Packer::new(Format::Data, 1, 1 << 20, 4);
         let mut entries = VecDeque::new();
-        let event =
-            Event { lane: Lane::Sessions, session_id: "123456789".into(), at_us: 0, body: vec![0x80], poison: None };
+        let event = Event { lane: Lane::Sessions, session_id: "123456789".into(), at_us: 0, body: vec![0x80], poison: None };
         packer.push(event, &mut entries);
         // CRC-32 (IEEE) of "123456789" is the check value 0xCBF43926.
         assert_eq!(entries[0].partition, (0xcbf4_3926_u32 % 4) as u16);

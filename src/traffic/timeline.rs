@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::encode::{Embedding, Id, Keyed, LineMetadata, Numbers, Time, encode};
+use super::encode::{Id, Keyed, LineMetadata, Numbers, Time, Vector, encode};
 use super::{Event, Format};
 use crate::config::Lane;
 
@@ -146,7 +146,7 @@ impl Timeline {
         let prefix = sending.session_prefix;
         let at_us = sending.start_us.saturating_add(line.offset_us);
         let session_id: Arc<str> = format!("{prefix}{}", row.session_id).into();
-        let event = Embedding {
+        let event = Vector {
             event_id: self.id(prefix, &format!("vector {}", row.id)),
             occurred_at: Time(at_us),
             id: &format!("{prefix}{}", row.id),
@@ -163,9 +163,8 @@ impl Timeline {
 }
 
 fn line(mut keys: Map<String, Value>, number: u64) -> Result<Line, String> {
-    let text = |key: &str| {
-        keys.get(key).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| format!("{key:?} must be a text"))
-    };
+    let text =
+        |key: &str| keys.get(key).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| format!("{key:?} must be a text"));
     let (kind, session_id) = (text("kind")?, text("session_id")?);
     let offset_us = (keys.get("offset_ms").and_then(Value::as_i64).and_then(|ms| ms.checked_mul(1_000)))
         .ok_or("\"offset_ms\" must be an integer, milliseconds")?;

@@ -70,7 +70,9 @@ fn normalize(values: &mut [f32]) {
     let total: f32 = sums.iter().chain(&rest.iter().map(|value| value * value).collect::<Vec<_>>()).sum();
     if total > 0.0 {
         let factor = total.sqrt().recip();
-        values.iter_mut().for_each(|value| *value *= factor);
+        for value in values {
+            *value *= factor;
+        }
     } else if let Some(first) = values.first_mut() {
         *first = 1.0;
     }

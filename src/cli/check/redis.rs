@@ -26,7 +26,7 @@ fn advice(error: &RedisError) -> &'static str {
 
 /// An error of Redis with what to do about it, for the commands that stop at it.
 pub(in crate::cli) fn explained(error: &RedisError) -> anyhow::Error {
-    anyhow::anyhow!("{error}; {}", advice(error))
+    anyhow::anyhow!("{}; {}", error.to_string().trim_end_matches('.'), advice(error))
 }
 
 pub(super) async fn check(config: &Config) -> Findings {

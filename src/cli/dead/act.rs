@@ -48,9 +48,10 @@ pub(super) struct DropArgs {
 }
 
 #[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["ids", "all"])))]
 struct Chosen {
     /// Ids of dead letters, as `dead list` shows them
-    #[arg(value_name = "ID", value_parser = id, required_unless_present = "all", conflicts_with_all = ["all", "codes", "since", "until"])]
+    #[arg(value_name = "ID", value_parser = id, conflicts_with_all = ["codes", "since", "until"])]
     ids: Vec<EntryId>,
     /// All that the filters leave
     #[arg(long)]

@@ -1,7 +1,7 @@
 //! Writing pipelines of XADD, through outages.
 
-use std::sync::Mutex as StdMutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
@@ -18,8 +18,8 @@ use crate::traffic::{Content, Entry, Format};
 const ANSWER_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Long enough to spare a server that comes up, short enough that load is back soon after it.
-const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How often an outage that goes on is spoken of.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How often outages are spoken of, also when they come and go as at the edge of memory.
 const NOTICE_EVERY: Duration = Duration::from_secs(5);
 
 /// The one connection, made again whenever it breaks.
@@ -34,6 +34,7 @@ pub(super) struct Link {
     progress: Progress,
     /// When the outage was last spoken of.
     noticed: StdMutex<Option<Instant>>,
+    /// Whether its end is still to be spoken of.
     troubled: AtomicBool,
 }
 
@@ -138,17 +139,16 @@ impl Link {
     }
 
     fn notice(&self, error: &RedisError) {
-        self.troubled.store(true, Ordering::Relaxed);
-        let mut noticed = self.noticed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
         if noticed.is_none_or(|at| at.elapsed() >= NOTICE_EVERY) {
             *noticed = Some(Instant::now());
+            self.troubled.store(true, Ordering::Relaxed);
             self.progress.say(&format!("{error}; waiting and trying again"));
         }
     }
 
     fn over(&self) {
         if self.troubled.swap(false, Ordering::Relaxed) {
-            *self.noticed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
             self.progress.say("Redis takes entries again");
         }
     }

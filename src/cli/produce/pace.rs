@@ -43,7 +43,7 @@ impl Schedule {
             self.slip += late.saturating_sub(BACKLOG_MAX);
             return None;
         }
-        Some(planned - elapsed)
+        Some(planned.saturating_sub(elapsed))
     }
 }
 

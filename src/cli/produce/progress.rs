@@ -1,10 +1,11 @@
 //! What is seen while it runs: a bar on a terminal, else a line now and then. All of it on stderr.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -39,11 +40,14 @@ impl Progress {
         }
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(8));
         let template = match total {
-            Some(_) => "{bar:32.cyan/dim} {human_pos} of {human_len} events  {per_sec}  {eta} left",
-            None => "{spinner:.cyan} {human_pos} events  {per_sec}  {elapsed}",
+            Some(_) => "{bar:32.cyan/dim} {human_pos} of {human_len} events  {rate}/s  {eta} left",
+            None => "{spinner:.cyan} {human_pos} events  {rate}/s  {elapsed}",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
+            let rate = |state: &ProgressState, out: &mut dyn Write| {
+                let _ = write!(out, "{}", HumanCount(state.per_sec() as u64));
+            };
+            bar.set_style(style.with_key("rate", rate));
         }
         bar.enable_steady_tick(Duration::from_millis(250));
         Self::Bar(bar)

@@ -106,7 +106,7 @@ impl Summary {
             })
         };
         let mut json = figures(self.total());
-        json["seconds"] = self.took.as_secs_f64().into();
+        json["seconds"] = ((self.took.as_secs_f64() * 1e3).round() / 1e3).into();
         json["accepted"] = self.total().entries.into();
         json["uncertain"] = self.tally.uncertain.into();
         json["unconfirmed"] = self.unconfirmed.into();
