@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
         match &cli.command {
             Command::Run(args) => run::run(config, args).await,
             Command::Migrate(args) => migrate::run(&config, args).await,
-            Command::Check(args) => check::run(&config, args).await,
+            Command::Check(args) => Box::pin(check::run(&config, args)).await,
             Command::Produce(args) => produce::run(&config, args).await.map(|()| ExitCode::SUCCESS),
             Command::Status(args) => status::run(&config, args).await,
             Command::Dead(args) => dead::run(&config, args).await,

@@ -102,7 +102,9 @@ impl<R: Rows> Batch<R> {
         each_event(payload, scratch, |index, raw, event| {
             let place = Place { entry: number, index };
             let origin = match replayed {
-                Some(first) => Origin { stream: &first.stream, ms: first.id.ms, seq: first.id.seq, index: first.index },
+                Some(first) => {
+                    Origin { stream: &first.stream, ms: first.id.ms, seq: first.id.seq, index: first.index.saturating_add(index) }
+                }
                 None => Origin { stream, ms: entry.id.ms, seq: entry.id.seq, index },
             };
             if let Err(fault) = event.and_then(|event| destination.push(judge, event, &origin, place, rows)) {
@@ -136,7 +138,8 @@ impl<R: Rows> Batch<R> {
         for (place, fault, body) in self.dead.drain(..) {
             let Some(entry) = self.entries.get(place.entry as usize) else { continue };
             let replayed = entry.extras.as_ref().and_then(|extras| extras.origin.clone());
-            let origin = replayed.unwrap_or_else(|| ReplayOrigin { stream: stream.to_owned(), id: entry.id, index: place.index });
+            let mut origin = replayed.unwrap_or_else(|| ReplayOrigin { stream: stream.to_owned(), id: entry.id, index: 0 });
+            origin.index = origin.index.saturating_add(place.index);
             by_entry.entry(place.entry).or_default().push(Setaside { origin, fault, body });
         }
         let (mut dead, mut acks) = (Vec::new(), Vec::new());

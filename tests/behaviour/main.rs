@@ -3,5 +3,9 @@
 
 mod support;
 
+mod by_hand;
 mod delivery;
+mod same_again;
+mod timelines;
 mod torture;
+mod vectors;

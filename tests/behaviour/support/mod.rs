@@ -14,7 +14,7 @@
 //!     until("the row", SOON, async || stores::count(&database, "interaction_logs").await.eq(&1).then_some(())).await;
 //! }
 //! ```
-#![allow(dead_code, reason = "a library for tests: not every test binary of the day uses all of it")]
+#![allow(dead_code, unused_imports, reason = "a library for tests, not all of which is in use on every day")]
 
 pub mod fold;
 pub mod http;
@@ -24,6 +24,7 @@ pub mod send;
 pub mod servers;
 pub mod space;
 pub mod stores;
+pub mod timeline;
 pub mod wait;
 pub mod worker;
 

@@ -82,7 +82,11 @@ fn stack_directory() -> PathBuf {
 
 /// Runs `infra/local/stack` and returns its last line.
 fn stack(arguments: &[&str]) -> String {
-    let output = Command::new(repository().join("infra/local/stack")).args(arguments).stdin(Stdio::null()).output().expect("infra/local/stack");
+    let output = Command::new(repository().join("infra/local/stack"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("infra/local/stack");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "infra/local/stack {arguments:?}:\n{text}{}", String::from_utf8_lossy(&output.stderr));
     text.trim_end().lines().last().unwrap_or_default().to_owned()
@@ -104,6 +108,7 @@ fn prepare() {
             if !alive {
                 // A server that is still ending may hold on to it: the next process removes the rest.
                 let _ = std::fs::remove_dir_all(entry.path());
+                let _ = std::fs::remove_file(stack_directory().join("log").join(format!("{name}.log")));
             }
         }
     });
@@ -156,6 +161,7 @@ impl Server {
 
     fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
+        let _ = std::fs::create_dir_all(stack_directory().join("log"));
         let log = File::options().create(true).append(true).open(self.log()).expect("a log file");
         let die = format!("--die-with-parent={}", self.ending);
         let mut arguments = vec![die.as_str()];
@@ -286,7 +292,10 @@ impl OwnRedis {
     pub fn with(arguments: &[&str]) -> Self {
         let port = free_port();
         let server = Server::new("redis", "TERM", |data| {
-            let mut command: Vec<String> = ["redis-server", "--bind", "127.0.0.1", "--save", "", "--maxmemory-policy", "noeviction"].map(str::to_owned).to_vec();
+            let mut command: Vec<String> =
+                ["redis-server", "--bind", "127.0.0.1", "--save", "", "--maxmemory-policy", "noeviction"]
+                    .map(str::to_owned)
+                    .to_vec();
             command.extend(["--port".to_owned(), port.to_string(), "--dir".to_owned(), data.to_owned()]);
             command.extend(arguments.iter().map(|&argument| argument.to_owned()));
             command
@@ -302,12 +311,7 @@ impl OwnRedis {
     }
 
     fn answers(port: u16) -> bool {
-        let Ok(client) = redis::Client::open(format!("redis://127.0.0.1:{port}")) else { return false };
-        let mut stream = match std::net::TcpStream::connect(("127.0.0.1", port)) {
-            Ok(stream) => stream,
-            Err(_) => return false,
-        };
-        drop(client);
+        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
         let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
         let mut answer = [0; 5];
         std::io::Write::write_all(&mut stream, b"PING\r\n").is_ok()
@@ -371,7 +375,8 @@ impl OwnPostgres {
         let url = format!("postgres://aegis:aegis@127.0.0.1:{port}/aegis?connect_timeout=2");
         // A thread of its own, since tests call this from within a runtime.
         std::thread::scope(|scope| {
-            let asked = scope.spawn(move || runtime.block_on(async { tokio_postgres::connect(&url, tokio_postgres::NoTls).await.is_ok() }));
+            let asked = scope
+                .spawn(move || runtime.block_on(async { tokio_postgres::connect(&url, tokio_postgres::NoTls).await.is_ok() }));
             asked.join().unwrap_or(false)
         })
     }

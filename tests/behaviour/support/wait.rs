@@ -26,14 +26,23 @@ pub async fn until<T>(what: &str, within: Duration, mut probe: impl AsyncFnMut()
 }
 
 /// Looks until two values are equal and panics with both when they never are.
-pub async fn until_equal<T: PartialEq + std::fmt::Debug>(what: &str, within: Duration, wanted: T, mut probe: impl AsyncFnMut() -> T) {
+pub async fn until_equal<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    within: Duration,
+    wanted: T,
+    mut probe: impl AsyncFnMut() -> T,
+) {
     let began = Instant::now();
     loop {
         let found = probe().await;
         if found == wanted {
             return;
         }
-        assert!(began.elapsed() < within, "waited {:.1?} in vain for: {what}\n  wanted {wanted:?}\n  found  {found:?}", began.elapsed());
+        assert!(
+            began.elapsed() < within,
+            "waited {:.1?} in vain for: {what}\n  wanted {wanted:?}\n  found  {found:?}",
+            began.elapsed()
+        );
         tokio::time::sleep(PAUSE).await;
     }
 }
