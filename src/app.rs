@@ -217,7 +217,7 @@ impl LanePart {
             dead_max: config.delivery.dead_max,
             claim_idle: config.delivery.claim_idle,
         };
-        let settler = Arc::new(Settler::new(redis.clone(), &config.streams, settler, in_hand.clone()));
+        let settler = Arc::new(Settler::new(redis.clone(), &config.streams, settler));
         let reader = ReaderSettings {
             key: key.clone(),
             claim_idle: config.delivery.claim_idle,

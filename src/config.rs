@@ -11,6 +11,8 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::tls::{self, Tls, Unfit};
+
 mod settings;
 pub use settings::{SETTINGS, Setting};
 
@@ -184,6 +186,8 @@ pub struct SessionTtl {
 pub struct Redis {
     /// Address with credentials.
     pub url: Secret,
+    /// Whom to trust and who we are, with `rediss://`.
+    pub tls: Tls,
     /// Deadline of a connection attempt and of any answer that is not a blocking read.
     pub timeout: Duration,
 }
@@ -191,8 +195,10 @@ pub struct Redis {
 /// PostgreSQL with TimescaleDB.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// Address with credentials.
+    /// Address with credentials, without what [`Database::tls`] takes care of.
     pub url: Secret,
+    /// TLS as `sslmode` asks for it.
+    pub tls: tls::postgres::Connector,
     /// Deadline of a connection attempt.
     pub connect_timeout: Duration,
     /// Deadline of one write: COPY, merge and commit.
@@ -228,6 +234,8 @@ impl Space {
 pub struct Chroma {
     /// Base address, without a trailing slash.
     pub url: String,
+    /// Whom to trust and who we are, with `https://`.
+    pub tls: Tls,
     /// Sent as `x-chroma-token`.
     pub token: Option<Secret>,
     /// Collection of vectors that name none.
@@ -324,10 +332,17 @@ impl Given {
             }
         }
         // Empty variables must not hide a value of `.env`: an empty setting counts as unset.
-        given.extend(std::env::vars_os().filter_map(|(name, value)| {
-            let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
-            (name.starts_with("AEGIS_") && !value.is_empty()).then_some((name, value))
-        }));
+        for (name, value) in std::env::vars_os() {
+            let Some(name) = name.into_string().ok().filter(|name| name.starts_with("AEGIS_")) else { continue };
+            let value = value.into_string().map_err(|_| Bad {
+                variable: name.clone(),
+                was: "not valid UTF-8".to_owned(),
+                wanted: "write it in UTF-8".to_owned(),
+            })?;
+            if !value.is_empty() {
+                given.insert(name, value);
+            }
+        }
         Ok(Self(given))
     }
 
@@ -395,6 +410,8 @@ impl Given {
 impl Config {
     /// Judges every setting; the first bad one ends it.
     pub fn load(given: &Given) -> Result<Self, Bad> {
+        let tls = tls_of(given)?;
+        let (database_url, database_tls) = given.parse("AEGIS_DATABASE_URL", |text| database_url(text, &tls))?;
         let config = Self {
             lanes: given.parse("AEGIS_LANES", lanes)?,
             streams: Streams {
@@ -405,16 +422,19 @@ impl Config {
             },
             redis: Redis {
                 url: given.parse("AEGIS_REDIS_URL", redis_url)?,
+                tls: tls.clone(),
                 timeout: given.parse("AEGIS_REDIS_TIMEOUT", |text| duration(text, 100, 300_000))?,
             },
             database: Database {
-                url: given.parse("AEGIS_DATABASE_URL", database_url)?,
+                url: database_url,
+                tls: database_tls,
                 connect_timeout: given.parse("AEGIS_DATABASE_CONNECT_TIMEOUT", |text| duration(text, 100, 300_000))?,
                 write_timeout: given.parse("AEGIS_DATABASE_WRITE_TIMEOUT", |text| duration(text, 100, 3_600_000))?,
                 migrate_on_start: given.parse("AEGIS_MIGRATE_ON_START", boolean)?,
             },
             chroma: Chroma {
                 url: given.parse("AEGIS_CHROMA_URL", http_url)?,
+                tls,
                 token: given.parse("AEGIS_CHROMA_TOKEN", token)?,
                 collection: given.parse("AEGIS_CHROMA_COLLECTION", |text| {
                     crate::event::collection_name(text).map(str::to_owned).map_err(str::to_owned)
@@ -539,8 +559,22 @@ fn consumer(text: &str) -> Result<String, String> {
     name(text, " \t\r\n")
 }
 
+/// The files that TLS needs, read once at start.
+fn tls_of(given: &Given) -> Result<Tls, Bad> {
+    let path = |file: tls::File| given.text(file.variable());
+    let (authorities, certificate, key) = (path(tls::File::Authorities)?, path(tls::File::Certificate)?, path(tls::File::Key)?);
+    Tls::load(authorities.as_deref(), certificate.as_deref(), key.as_deref()).map_err(|Unfit { file, problem }| Bad {
+        variable: file.variable().to_owned(),
+        was: format!("{:?}, which {problem}", path(file).ok().flatten().unwrap_or_default()),
+        wanted: format!("expected {}", file.wanted()),
+    })
+}
+
 fn redis_url(text: &str) -> Result<Secret, String> {
     const WANTED: &str = "an address such as redis://user:password@127.0.0.1:6379/0, or rediss:// for TLS";
+    if text.ends_with("#insecure") {
+        return Err("no #insecure: a server with a certificate of its own making is trusted by AEGIS_TLS_CA_FILE".to_owned());
+    }
     let scheme = text.starts_with("redis://") || text.starts_with("rediss://");
     if !scheme || redis::IntoConnectionInfo::into_connection_info(text).is_err() {
         return Err(WANTED.to_owned());
@@ -548,12 +582,13 @@ fn redis_url(text: &str) -> Result<Secret, String> {
     Ok(Secret(text.to_owned()))
 }
 
-fn database_url(text: &str) -> Result<Secret, String> {
+fn database_url(text: &str, tls: &Tls) -> Result<(Secret, tls::postgres::Connector), String> {
     const WANTED: &str = "an address such as postgres://user:password@127.0.0.1:5432/aegis";
     let scheme = text.starts_with("postgres://") || text.starts_with("postgresql://");
-    let parsed = text.parse::<tokio_postgres::Config>().ok().filter(|config| !config.get_hosts().is_empty());
+    let (rest, connector) = tls::postgres::split(text, tls)?;
+    let parsed = rest.parse::<tokio_postgres::Config>().ok().filter(|config| !config.get_hosts().is_empty());
     match parsed {
-        Some(config) if scheme && config.get_dbname().is_some() => Ok(Secret(text.to_owned())),
+        Some(config) if scheme && config.get_dbname().is_some() => Ok((Secret(rest), connector)),
         _ => Err(WANTED.to_owned()),
     }
 }
@@ -587,7 +622,8 @@ fn space(text: &str) -> Result<Space, String> {
 
 fn api_keys(text: &str) -> Result<Vec<Secret>, String> {
     let keys: Vec<_> = text.split([',', '\n']).map(str::trim).filter(|key| !key.is_empty()).collect();
-    if keys.iter().any(|key| key.len() < 8 || !key.bytes().all(|b| b.is_ascii_graphic())) {
+    if (keys.is_empty() && !text.is_empty()) || keys.iter().any(|key| key.len() < 8 || !key.bytes().all(|b| b.is_ascii_graphic()))
+    {
         return Err("keys of at least 8 visible ASCII characters, separated by commas".to_owned());
     }
     Ok(keys.into_iter().map(|key| Secret(key.to_owned())).collect())

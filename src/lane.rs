@@ -18,7 +18,7 @@ mod batch;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -34,6 +34,11 @@ use crate::telemetry::metric::{LaneMetrics, LatencyBatch};
 /// Batches that are written but not acknowledged yet, beside those being written: settling takes a fraction of the time of
 /// writing, so one more than needed never holds up a writer.
 const SETTLING_MAX: usize = 2;
+
+/// Entries below which a read brought so little that the next one may wait for more.
+const FEW: usize = 64;
+/// Longest pause between two reads while a batch is being written: about the time that one takes.
+const GATHER_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a lane is made of.
 pub struct Lane<S, D, T> {
@@ -78,8 +83,10 @@ struct Shared<D, T> {
     settings: LaneSettings,
     /// Batches being written, settling ones not counted.
     writing: AtomicUsize,
-    /// Told when a batch is written.
+    /// Tells [`Lane::run`] that a batch is written.
     written: Notify,
+    /// Tells the reader the same.
+    gather: Notify,
 }
 
 impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
@@ -91,7 +98,14 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
         let Self { source, destination, settle, settings } = self;
         let limits = settings.batch;
         let (rows_max, writers_max) = (destination.rows_max(), destination.writers_max());
-        let shared = Arc::new(Shared { destination, settle, settings, writing: AtomicUsize::new(0), written: Notify::new() });
+        let shared = Arc::new(Shared {
+            destination,
+            settle,
+            settings,
+            writing: AtomicUsize::new(0),
+            written: Notify::new(),
+            gather: Notify::new(),
+        });
         let mut judge = Judge::new(shared.window());
         let mut scratch = Vec::new();
         // The last one gathers as long as it is open; those before it wait for a writer.
@@ -99,7 +113,7 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
         let mut tasks = JoinSet::new();
         // One chunk ahead: while it is decoded the server gets the next one ready.
         let (chunks, mut incoming) = mpsc::channel(1);
-        tasks.spawn(read(source, chunks, stop));
+        tasks.spawn(read(source, chunks, stop, Arc::clone(&shared)));
         let mut reading = true;
         loop {
             while let Some(batch) = queue.front() {
@@ -155,12 +169,23 @@ async fn wait_until(at: Option<Instant>) {
 }
 
 /// Reads until told to stop; what was delivered is passed on first.
-async fn read<S: Source>(mut source: S, chunks: mpsc::Sender<Delivered>, stop: CancellationToken) -> Result<(), Bug> {
+async fn read<S: Source, D, T>(
+    mut source: S,
+    chunks: mpsc::Sender<Delivered>,
+    stop: CancellationToken,
+    shared: Arc<Shared<D, T>>,
+) -> Result<(), Bug> {
     loop {
         match source.next(&stop).await {
             Ok(Some(delivered)) => {
+                let few = delivered.entries.len() < FEW;
                 if chunks.send(delivered).await.is_err() {
                     return Ok(());
+                }
+                // While a batch is being written more gathers in the stream as well as here; asking for every single entry
+                // would only keep Redis and this core busy.
+                if few && shared.writing.load(Ordering::Acquire) > 0 {
+                    let _ = tokio::time::timeout(GATHER_PAUSE, shared.gather.notified()).await;
                 }
             }
             Ok(None) => return Ok(()),
@@ -178,6 +203,7 @@ async fn deliver<D: Destination, T: Settle>(shared: Arc<Shared<D, T>>, mut batch
     let written = shared.write(&mut batch).await?;
     shared.writing.fetch_sub(1, Ordering::AcqRel);
     shared.written.notify_one();
+    shared.gather.notify_waiters();
 
     metrics.events_written.increment(written.new);
     metrics.events_duplicate.increment(written.duplicates);

@@ -22,7 +22,7 @@ pub use settle::{Settler, SettlerSettings, remove_gone_consumers};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, ConnectionInfo, IntoConnectionInfo};
+use ::redis::{AsyncConnectionConfig, ConnectionAddr, IntoConnectionInfo};
 
 use crate::config;
 
@@ -32,7 +32,7 @@ const POOL_SIZE: usize = 4;
 /// One Redis server: where it is, and pooled connections to it. Cheap to clone.
 #[derive(Clone)]
 pub struct Redis {
-    info: ConnectionInfo,
+    info: wire::Server,
     timeout: Duration,
     pool: deadpool_redis::Pool,
 }
@@ -46,7 +46,12 @@ impl Redis {
         let info = config.url.expose().into_connection_info().map_err(|error| RedisError::from(&error))?;
         // Without it a pipeline of small commands waits for the peer's delayed acknowledgement.
         let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let info = info.set_tcp_settings(tcp);
+        let mut info = info.set_tcp_settings(tcp);
+        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+            let client =
+                ::redis::Client::build_with_tls(info, config.tls.for_redis()).map_err(|error| RedisError::from(&error))?;
+            info = client.get_connection_info().clone();
+        }
         let connection =
             AsyncConnectionConfig::new().set_connection_timeout(Some(config.timeout)).set_response_timeout(Some(config.timeout));
         let manager =
@@ -59,7 +64,7 @@ impl Redis {
             .runtime(deadpool_redis::Runtime::Tokio1)
             .build()
             .map_err(|error| RedisError::Unexpected(error.to_string()))?;
-        Ok(Self { info, timeout: config.timeout, pool })
+        Ok(Self { info: wire::Server::new(info, &config.tls), timeout: config.timeout, pool })
     }
 
     /// A pooled connection; its answers have the configured deadline.
@@ -81,7 +86,7 @@ impl Redis {
     /// # Errors
     /// The server is away or refuses.
     pub async fn own_connection(&self, answer_timeout: Duration) -> Result<MultiplexedConnection, RedisError> {
-        let client = ::redis::Client::open(self.info.clone()).map_err(|error| RedisError::from(&error))?;
+        let client = ::redis::Client::open(self.info.address.clone()).map_err(|error| RedisError::from(&error))?;
         let connection =
             AsyncConnectionConfig::new().set_connection_timeout(Some(self.timeout)).set_response_timeout(Some(answer_timeout));
         client.get_multiplexed_async_connection_with_config(&connection).await.map_err(|error| RedisError::from(&error))

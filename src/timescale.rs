@@ -14,14 +14,15 @@ pub use session_tables::{SessionRows, SessionTables};
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config;
+use crate::tls::postgres::Connector;
 
 /// Pooled connections to one database. Cheap to clone.
 #[derive(Clone)]
 pub struct Database {
     pool: Pool,
+    tls: Connector,
     write_timeout: Duration,
 }
 
@@ -32,8 +33,8 @@ impl Database {
     /// The address is unusable.
     pub fn new(config: &config::Database, connections: usize) -> Result<Self, DatabaseError> {
         let pg = settings(config)?;
-        let tls = MakeRustlsConnect::new(crate::tls::client_config());
-        let manager = Manager::from_config(pg, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let tls = config.tls.clone();
+        let manager = Manager::from_config(pg, tls.make(), ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let pool = Pool::builder(manager)
             .max_size(connections.max(1))
             .wait_timeout(Some(config.write_timeout))
@@ -42,7 +43,7 @@ impl Database {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| DatabaseError::Bug(error.to_string()))?;
-        Ok(Self { pool, write_timeout: config.write_timeout })
+        Ok(Self { pool, tls, write_timeout: config.write_timeout })
     }
 
     /// A pooled connection.

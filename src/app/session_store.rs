@@ -1,7 +1,8 @@
 //! Where sessions go: two tables in one transaction, then the hash. Here because it needs two stores that do not know each other.
 
 use crate::config::BatchLimits;
-use crate::event::{Decode as _, Fault, Judge, Origin, SessionUpdate};
+use crate::event::{Decode as _, Fault, Judge, Origin, SessionState, SessionUpdate};
+use crate::redis::RedisError;
 use crate::redis::sessions::SessionHashes;
 use crate::seam::{Answer, Destination, Place, WriteError, Written};
 use crate::timescale::{SessionRows, SessionTables};
@@ -38,11 +39,17 @@ impl Destination for SessionStore {
 
     async fn write(&self, rows: &mut SessionRows) -> Result<Written, WriteError> {
         let (written, sessions) = self.tables.write(rows).await?;
-        // The hash gets what the table has now, not what this batch brought: it is complete even where it had expired.
-        self.hashes.merge(&sessions).await.map_err(|error| match error.answer() {
-            Answer::Wait => WriteError::Away(error.to_string()),
-            Answer::SetAside | Answer::Stop => WriteError::Bug(error.to_string()),
-        })?;
+        // The hash gets what the table has now, not what this batch brought. Where it had expired, or was lost, it gets the
+        // state map as well.
+        let bare = self.hashes.merge(&sessions).await.map_err(write_error)?;
+        if !bare.is_empty() {
+            let ids: Vec<_> = bare.iter().map(|session| session.session_id.as_str()).collect();
+            let mut states = self.tables.states(&ids).await?;
+            let whole: Vec<_> = (bare.into_iter().cloned())
+                .map(|session| SessionState { state: states.remove(&session.session_id), ..session })
+                .collect();
+            self.hashes.merge(&whole).await.map_err(write_error)?;
+        }
         Ok(written)
     }
 
@@ -56,5 +63,12 @@ impl Destination for SessionStore {
 
     fn component(&self) -> &'static str {
         "database"
+    }
+}
+
+fn write_error(error: RedisError) -> WriteError {
+    match error.answer() {
+        Answer::Wait => WriteError::Away(error.to_string()),
+        Answer::SetAside | Answer::Stop => WriteError::Bug(error.to_string()),
     }
 }

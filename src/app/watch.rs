@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Parts, now_us};
+use crate::chroma::ChromaError;
 use crate::config::Lane;
 use crate::lifecycle::{Fatal, Tasks};
 use crate::redis::inspect::Losses;
@@ -30,10 +31,15 @@ pub(super) fn spawn(parts: &Arc<Parts>, tasks: &mut Tasks) {
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             while parts.leaving.stop.run_until_cancelled(tick.tick()).await.is_some() {
                 let answer = match component {
-                    Component::Redis => redis(&parts, &mut first).await?,
-                    Component::Database => within(async { parts.database.ping().await.map_err(|error| error.to_string()) }).await,
+                    Component::Redis => {
+                        let refused = |error: &RedisError| matches!(error, RedisError::Refused(_));
+                        probe(parts.redis.ping(), &mut first, refused, "AEGIS_REDIS_URL").await?
+                    }
+                    // Whether the database lets us in at first is seen to with the schema.
+                    Component::Database => probe(parts.database.ping(), &mut first, |_| false, "AEGIS_DATABASE_URL").await?,
                     Component::Chroma => {
-                        within(async { parts.chroma.heartbeat().await.map_err(|error| error.to_string()) }).await
+                        let refused = |error: &ChromaError| matches!(error, ChromaError::Untrusted(_));
+                        probe(parts.chroma.heartbeat(), &mut first, refused, "AEGIS_CHROMA_URL").await?
                     }
                 };
                 parts.health.report(component, answer);
@@ -58,23 +64,22 @@ pub(super) fn spawn(parts: &Arc<Parts>, tasks: &mut Tasks) {
     });
 }
 
-/// At first contact a wrong password ends the program; later somebody is changing it, and it is waited out.
-async fn redis(parts: &Parts, first: &mut bool) -> Result<Result<(), String>, Fatal> {
-    let answer = tokio::time::timeout(PROBE_TIMEOUT, parts.redis.ping()).await;
-    match answer {
-        Ok(Err(RedisError::Refused(error))) if *first => {
-            Err(Fatal::Unusable(format!("Redis refuses this user: {error}; see AEGIS_REDIS_URL")))
-        }
+/// Asks a component. At first contact a wrong password or a certificate that cannot be trusted ends the program; later somebody
+/// is changing it, and it is waited out.
+async fn probe<E: std::fmt::Display>(
+    ask: impl Future<Output = Result<(), E>>,
+    first: &mut bool,
+    refused: impl Fn(&E) -> bool,
+    variable: &str,
+) -> Result<Result<(), String>, Fatal> {
+    match tokio::time::timeout(PROBE_TIMEOUT, ask).await {
+        Ok(Err(error)) if *first && refused(&error) => Err(Fatal::Unusable(format!("{error}; see {variable}"))),
         Ok(answer) => {
             *first &= answer.is_err();
             Ok(answer.map_err(|error| error.to_string()))
         }
         Err(_) => Ok(Err("no answer within 2 seconds".to_owned())),
     }
-}
-
-async fn within(probe: impl Future<Output = Result<(), String>>) -> Result<(), String> {
-    tokio::time::timeout(PROBE_TIMEOUT, probe).await.unwrap_or_else(|_| Err("no answer within 2 seconds".to_owned()))
 }
 
 /// Starts looking at the streams of a lane.

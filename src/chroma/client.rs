@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::error::ChromaError;
 use crate::config::{self, Space};
-use crate::tls;
 
 /// A server that does not take a connection in this time is away, however patient the deadline of a request is.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
@@ -97,7 +96,7 @@ impl Client {
         }
         let http = reqwest::Client::builder()
             // Left to itself, reqwest wants root certificates even for plain http, and a minimal container holds none.
-            .tls_backend_preconfigured(tls::client_config())
+            .tls_backend_preconfigured(config.tls.client_config())
             .user_agent(concat!("aegis-ingest/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
             .connect_timeout(config.timeout.min(CONNECT_TIMEOUT_MAX))
@@ -320,6 +319,7 @@ mod tests {
     fn config(url: &str, token: Option<&str>) -> config::Chroma {
         config::Chroma {
             url: url.to_owned(),
+            tls: crate::tls::Tls::default(),
             token: token.map(|token| token.to_owned().into()),
             collection: "interactions".to_owned(),
             space: Space::Cosine,

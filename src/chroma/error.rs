@@ -31,9 +31,12 @@ const SPEAKABLE: [&str; 14] = [
 /// An error of Chroma, of the way to it, or of the proxy in front of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChromaError {
-    /// No connection: refused, no route, unknown host, TLS.
+    /// No connection: refused, no route, unknown host.
     #[error("Chroma cannot be reached: {0}")]
     Unreachable(String),
+    /// One side does not accept the other's certificate or TLS.
+    #[error("no TLS with Chroma: {0}")]
+    Untrusted(String),
     /// The connection broke before the whole answer was there; the request may have taken effect.
     #[error("the connection to Chroma broke: {0}")]
     Interrupted(String),
@@ -101,6 +104,7 @@ impl ChromaError {
     pub const fn answer(&self) -> Answer {
         match self {
             Self::Unreachable(_)
+            | Self::Untrusted(_)
             | Self::Interrupted(_)
             | Self::Timeout(_)
             | Self::Overloaded
@@ -136,6 +140,9 @@ impl ChromaError {
 
     /// The error behind a request that brought no whole answer.
     pub(super) fn from_transport(error: &reqwest::Error, timeout: Duration) -> Self {
+        if let Some(reason) = crate::tls::mistrust(error) {
+            return Self::Untrusted(reason);
+        }
         // The innermost cause is the one that tells ("Connection refused"); the outer ones repeat the address.
         let mut cause: &dyn std::error::Error = error;
         while let Some(inner) = cause.source() {

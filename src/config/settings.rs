@@ -35,7 +35,7 @@ pub const SETTINGS: &[Setting] = &[
         name: "AEGIS_DATABASE_URL",
         default: Some("postgres://aegis:aegis@127.0.0.1:5432/aegis"),
         secret: true,
-        help: "PostgreSQL with TimescaleDB; sslmode is honoured; the direct port, not a transaction-mode pooler",
+        help: "PostgreSQL with TimescaleDB; sslmode, sslrootcert, sslcert, sslkey as in libpq; the direct port, not a transaction-mode pooler",
         why: "",
     },
     Setting {
@@ -50,6 +50,27 @@ pub const SETTINGS: &[Setting] = &[
         default: None,
         secret: true,
         help: "Sent to Chroma as x-chroma-token, for the proxy in front of it",
+        why: "",
+    },
+    Setting {
+        name: "AEGIS_TLS_CA_FILE",
+        default: None,
+        secret: false,
+        help: "PEM file with the authorities that sign the certificates of Redis, PostgreSQL and Chroma, in place of the system's",
+        why: "In place of, not beside: whoever names their own authority does not mean that any public one may vouch for the server too.",
+    },
+    Setting {
+        name: "AEGIS_TLS_CERT_FILE",
+        default: None,
+        secret: false,
+        help: "PEM file with the client certificate, for a server that wants one; with AEGIS_TLS_KEY_FILE",
+        why: "",
+    },
+    Setting {
+        name: "AEGIS_TLS_KEY_FILE",
+        default: None,
+        secret: false,
+        help: "PEM file with the key of the client certificate, not encrypted",
         why: "",
     },
     Setting {

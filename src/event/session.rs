@@ -97,6 +97,8 @@ pub struct SessionState {
     pub started_at_us: i64,
     /// The time of the winning update, when it ended the session; Unix microseconds.
     pub ended_at_us: Option<i64>,
-    /// JSON text of the state map and its version, once there is one.
+    /// JSON text of the state map and its version, where it is at hand.
     pub state: Option<(Version, String)>,
+    /// Whether the table has a state map.
+    pub stateful: bool,
 }

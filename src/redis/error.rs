@@ -1,6 +1,7 @@
 //! The errors of the Redis edge, and the one table that says what to do about each.
 
 use crate::seam::Answer;
+use crate::tls::{Refusal, mistrust};
 
 /// What can go wrong between us and Redis.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -11,9 +12,9 @@ pub enum RedisError {
     /// Redis is there and cannot serve now: loading, failing over, out of memory, at its limit of clients.
     #[error("Redis cannot serve now: {0}")]
     Unavailable(String),
-    /// A wrong password, or a user that may not do this.
-    #[error("Redis refuses this user: {0}")]
-    Refused(String),
+    /// A wrong password, a user that may not do this, or a certificate that one side does not accept.
+    #[error("{}", .0.of("Redis", "user"))]
+    Refused(Refusal),
     /// The stream or its group is gone.
     #[error("the consumer group is gone: {0}")]
     NoGroup(String),
@@ -55,12 +56,14 @@ impl RedisError {
             "LOADING" | "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" | "OOM" | "MISCONF" | "BUSY"
             | "NOREPLICAS" | "UNBLOCKED" | "EXECABORT" | "NOTREADY" => Self::Unavailable(text()),
             "NOGROUP" => Self::NoGroup(text()),
-            "WRONGPASS" | "NOAUTH" | "NOPERM" => Self::Refused(text()),
+            "WRONGPASS" | "NOAUTH" | "NOPERM" => Self::Refused(Refusal::User(text())),
             "WRONGTYPE" => Self::WrongType(text()),
             "NOSCRIPT" => Self::NoScript,
             "ERR" if detail.contains("max number of clients") || detail.contains("max clients") => Self::Unavailable(text()),
             // What AUTH says to a password where none is set.
-            "ERR" if detail.starts_with("AUTH") || detail.contains("without any password configured") => Self::Refused(text()),
+            "ERR" if detail.starts_with("AUTH") || detail.contains("without any password configured") => {
+                Self::Refused(Refusal::User(text()))
+            }
             // A script passes a failing command's error on inside its own.
             "ERR" if detail.contains("-OOM") || detail.contains("OOM command") => Self::Unavailable(text()),
             _ => Self::Unexpected(text()),
@@ -71,11 +74,14 @@ impl RedisError {
 impl From<&::redis::RedisError> for RedisError {
     fn from(error: &::redis::RedisError) -> Self {
         use ::redis::ErrorKind;
+        if let Some(reason) = mistrust(error) {
+            return Self::Refused(Refusal::Tls(reason));
+        }
         if let Some(code) = error.code() {
             return Self::from_code(code, error.detail().unwrap_or_default());
         }
         match error.kind() {
-            ErrorKind::AuthenticationFailed => Self::Refused(error.to_string()),
+            ErrorKind::AuthenticationFailed => Self::Refused(Refusal::User(error.to_string())),
             ErrorKind::InvalidClientConfig | ErrorKind::UnexpectedReturnType => Self::Unexpected(error.to_string()),
             // Everything without a code is the connection's doing: broken, refused, timed out, cut in mid-reply.
             _ => Self::Unreachable(error.to_string()),
@@ -85,7 +91,10 @@ impl From<&::redis::RedisError> for RedisError {
 
 impl From<std::io::Error> for RedisError {
     fn from(error: std::io::Error) -> Self {
-        Self::Unreachable(error.to_string())
+        match mistrust(&error) {
+            Some(reason) => Self::Refused(Refusal::Tls(reason)),
+            None => Self::Unreachable(error.to_string()),
+        }
     }
 }
 

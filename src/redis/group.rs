@@ -1,6 +1,6 @@
 //! Reading a consumer group: first what was ours and may have been lost on the way, then what the dead left, then what is new.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,12 +26,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Pending entries looked at or claimed by one command.
 const CLAIM_COUNT: usize = 1000;
 
+/// How long the server waits while suspects wait for their turn.
+const BLOCK_SHORT: Duration = Duration::from_millis(20);
+
 /// Which part of the stream comes next.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Own pending entries above this id that are not in hand: their delivery was lost.
+    /// Own pending entries above this id that are not in hand: their delivery was lost, or they were just taken over.
     Own(EntryId),
-    /// Entries of others that were idle for long, from this cursor on.
+    /// Entries of others that were idle for long become own ones, from this cursor on.
     Others(EntryId),
     /// What nobody has read.
     New,
@@ -41,7 +44,7 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct Rest {
     left: u64,
-    phase: Phase,
+    reclaimed: bool,
 }
 
 /// What a reader is made with.
@@ -73,7 +76,15 @@ pub struct GroupReader {
     phase: Phase,
     rest: Option<Rest>,
     ready: VecDeque<Delivered>,
+    /// Where to go on among the entries of others; `None`: all were looked at, until `claim_at`.
+    others: Option<EntryId>,
     claim_at: Instant,
+    /// Claimed, and not arrived yet.
+    asked: HashSet<EntryId>,
+    /// The one entry in hand that was delivered suspiciously often, and how often.
+    suspect: Option<(EntryId, u64)>,
+    /// More of that kind wait until it is settled.
+    suspects_wait: bool,
     look_at: Instant,
     /// Whether the last read brought all that was asked for.
     backlog: bool,
@@ -106,7 +117,11 @@ impl GroupReader {
             phase: Phase::Own(EntryId::default()),
             rest: None,
             ready: VecDeque::new(),
+            others: Some(EntryId::default()),
             claim_at: Instant::now(),
+            asked: HashSet::new(),
+            suspect: None,
+            suspects_wait: false,
             look_at: Instant::now(),
             backlog: false,
             entry_bytes: 1024.0,
@@ -139,6 +154,7 @@ impl GroupReader {
             self.look_for_losses().await?;
             self.phase = Phase::Own(EntryId::default());
             self.rest = None;
+            self.asked.clear();
             self.wire = Some(wire);
         }
         if self.rest.is_none() {
@@ -167,37 +183,71 @@ impl GroupReader {
     }
 
     /// Claims own pending entries that are not in hand. Unlike a read of the own history this delivers nothing that is.
+    ///
+    /// Each claim counts as a delivery. So only one entry that was delivered suspiciously often is claimed at a time: those
+    /// behind it would be counted up, and in the end be set aside, for what the one before them does to the worker.
     async fn ask_own(&mut self, after: EntryId) -> Result<(), RedisError> {
         let Streams { group, consumer, .. } = &self.streams;
-        let pending = own_pending(&self.redis, &self.settings.key, group, consumer, after).await?;
+        // Nobody else takes entries in hand: what is pending after this look and was not in hand at it is in nobody's.
         let held = self.in_hand.ids();
-        let lost: Vec<_> = pending.iter().filter(|id| !held.contains(id)).map(ToString::to_string).collect();
-        self.phase = match pending.last() {
-            Some(last) if pending.len() == CLAIM_COUNT => Phase::Own(*last),
-            _ => Phase::Others(EntryId::default()),
-        };
-        let Some(wire) = self.wire.as_mut().filter(|_| !lost.is_empty()) else { return Ok(()) };
+        self.suspect = self.suspect.filter(|(id, _)| held.contains(id));
+        self.suspects_wait &= after != EntryId::default();
+        let pending = own_pending(&self.redis, &self.settings.key, group, consumer, after, Duration::ZERO).await?;
+        let next = (pending.len() == CLAIM_COUNT).then(|| pending.last().map(|(id, _)| *id)).flatten();
+        for &(id, deliveries) in pending.iter().filter(|(id, _)| !held.contains(id)) {
+            let deliveries = deliveries + 1;
+            if deliveries > self.settings.deliveries_max / 2 {
+                if self.suspect.is_some() {
+                    self.suspects_wait = true;
+                    continue;
+                }
+                self.suspect = Some((id, deliveries));
+            }
+            self.asked.insert(id);
+        }
+        self.phase = next.map_or_else(|| self.after_own(), Phase::Own);
+        let Some(wire) = self.wire.as_mut().filter(|_| !self.asked.is_empty()) else { return Ok(()) };
+        let Streams { group, consumer, .. } = &self.streams;
+        let ids: Vec<_> = self.asked.iter().map(ToString::to_string).collect();
         let mut command = vec![b"XCLAIM".as_slice(), self.settings.key.as_bytes(), group.as_bytes(), consumer.as_bytes(), b"0"];
-        command.extend(lost.iter().map(String::as_bytes));
+        command.extend(ids.iter().map(String::as_bytes));
         wire.send(&command).await?;
         let left = wire.array_head().await?;
-        self.rest = (left > 0).then_some(Rest { left, phase: Phase::Own(after) });
+        self.rest = Some(Rest { left, reclaimed: true });
         Ok(())
     }
 
-    /// Claims what others have left idle for long.
+    /// What comes when the own entries are in hand.
+    fn after_own(&mut self) -> Phase {
+        if let Some(cursor) = self.others {
+            return Phase::Others(cursor);
+        }
+        self.claim_at = Instant::now() + self.claim_pause();
+        Phase::New
+    }
+
+    /// Makes entries that others have left idle for long own ones, without counting that as a delivery.
     async fn ask_others(&mut self, cursor: EntryId) -> Result<(), RedisError> {
-        let Some(wire) = self.wire.as_mut() else { return Ok(()) };
         let Streams { group, consumer, .. } = &self.streams;
-        let idle = self.settings.claim_idle.as_millis().to_string();
-        let (cursor, count) = (cursor.to_string(), CLAIM_COUNT.to_string());
-        let whose = [self.settings.key.as_bytes(), group.as_bytes(), consumer.as_bytes()];
-        let command =
-            [&[b"XAUTOCLAIM".as_slice()], &whose[..], &[idle.as_bytes(), cursor.as_bytes(), b"COUNT", count.as_bytes()]];
-        wire.send(&command.concat()).await?;
-        let (next, left) = wire.claim_head().await?;
-        self.phase = Phase::Others(next);
-        self.rest = Some(Rest { left, phase: Phase::Others(next) });
+        let mut command = ::redis::cmd("XAUTOCLAIM");
+        command.arg(&self.settings.key).arg(group).arg(consumer).arg(self.settings.claim_idle.as_millis() as u64);
+        command.arg(cursor.to_string()).arg("COUNT").arg(CLAIM_COUNT).arg("JUSTID");
+        // Where to go on, the ids, and since Redis 7 those that were deleted.
+        let reply: Vec<::redis::Value> = query(&self.redis, &command).await?;
+        let ids = |at: usize| -> Vec<EntryId> {
+            let texts = reply.get(at).and_then(|ids| ::redis::from_redis_value_ref::<Vec<String>>(ids).ok()).unwrap_or_default();
+            texts.iter().filter_map(|id| id.parse().ok()).collect()
+        };
+        let next = reply.first().and_then(|id| ::redis::from_redis_value_ref::<String>(id).ok()).and_then(|id| id.parse().ok());
+        self.others = next.filter(|next| *next != EntryId::default());
+        let (taken, gone) = (ids(1), ids(2));
+        if !gone.is_empty() {
+            self.settle_gone(&gone).await?;
+        }
+        self.phase = match taken.iter().min() {
+            Some(first) => Phase::Own(first.before()),
+            None => self.after_own(),
+        };
         Ok(())
     }
 
@@ -209,17 +259,18 @@ impl GroupReader {
         let Some(wire) = self.wire.as_mut() else { return Ok(()) };
         let Streams { group, consumer, .. } = &self.streams;
         let count = ((self.settings.bytes_max as f64 / self.entry_bytes) as u64).clamp(1, self.settings.entries_max as u64);
-        let (asked, block) = (count.to_string(), BLOCK.as_millis().to_string());
+        let block = if self.suspects_wait { BLOCK_SHORT } else { BLOCK };
+        let (asked, block_ms) = (count.to_string(), block.as_millis().to_string());
         let (group, consumer, key) = (group.as_bytes(), consumer.as_bytes(), self.settings.key.as_bytes());
-        let limits = [b"COUNT".as_slice(), asked.as_bytes(), b"BLOCK", block.as_bytes()];
+        let limits = [b"COUNT".as_slice(), asked.as_bytes(), b"BLOCK", block_ms.as_bytes()];
         let command = [&[b"XREADGROUP".as_slice(), b"GROUP", group, consumer], &limits[..], &[b"STREAMS", key, b">"]];
         wire.send(&command.concat()).await?;
-        let left = wire.read_head(BLOCK).await?;
+        let left = wire.read_head(block).await?;
         self.backlog = left == count;
         if left > 0 {
-            self.rest = Some(Rest { left, phase: Phase::New });
+            self.rest = Some(Rest { left, reclaimed: false });
         } else {
-            self.look_for_others_in_time();
+            self.look_back_in_time();
         }
         Ok(())
     }
@@ -227,29 +278,27 @@ impl GroupReader {
     /// Takes the next entries of a reply.
     async fn take(&mut self, mut rest: Rest) -> Result<(), RedisError> {
         let Some(wire) = self.wire.as_mut() else { return Ok(()) };
-        let mut chunk = if rest.left > 0 { wire.chunk(&mut rest.left).await? } else { Chunk::default() };
+        let chunk = if rest.left > 0 { wire.chunk(&mut rest.left).await? } else { Chunk::default() };
         let done = rest.left == 0;
-        if done && let Phase::Others(_) = rest.phase {
-            chunk.gone.extend(wire.claim_tail().await?);
-        }
         self.rest = (!done).then_some(rest);
-        self.deliver(chunk, rest.phase).await?;
-        if done {
-            match rest.phase {
-                Phase::Others(next) if next == EntryId::default() => {
-                    self.phase = Phase::New;
-                    self.claim_at = Instant::now() + self.claim_pause();
-                }
-                Phase::Others(_) | Phase::Own(_) => {}
-                Phase::New => self.look_for_others_in_time(),
-            }
+        for id in chunk.entries.iter().map(|entry| &entry.id).chain(&chunk.gone) {
+            self.asked.remove(id);
+        }
+        self.deliver(chunk, rest.reclaimed).await?;
+        if done && rest.reclaimed {
+            self.settle_missing().await?;
+        } else if done {
+            self.look_back_in_time();
         }
         Ok(())
     }
 
-    fn look_for_others_in_time(&mut self) {
+    fn look_back_in_time(&mut self) {
         if Instant::now() >= self.claim_at {
-            self.phase = Phase::Others(EntryId::default());
+            self.others = Some(EntryId::default());
+            self.phase = Phase::Own(EntryId::default());
+        } else if self.suspects_wait && self.suspect.is_none_or(|(id, _)| !self.in_hand.ids().contains(&id)) {
+            self.phase = Phase::Own(EntryId::default());
         }
     }
 
@@ -259,46 +308,53 @@ impl GroupReader {
             .mul_f64(0.75 + rand::random::<f64>() / 2.0)
     }
 
-    /// Puts what came into `ready`: those delivered too often apart from the rest.
-    async fn deliver(&mut self, chunk: Chunk, phase: Phase) -> Result<(), RedisError> {
+    /// Puts what came into `ready`: one that was delivered too often apart from the rest.
+    async fn deliver(&mut self, chunk: Chunk, reclaimed: bool) -> Result<(), RedisError> {
         if !chunk.gone.is_empty() {
             self.settle_gone(&chunk.gone).await?;
         }
-        let reclaimed = !matches!(phase, Phase::New);
         let Chunk { mut entries, bytes, .. } = chunk;
         if entries.is_empty() {
             return Ok(());
         }
         self.entry_bytes = 0.8 * self.entry_bytes + 0.2 * (bytes as f64 / entries.len() as f64).max(16.0);
-        if !reclaimed {
-            self.ready.push_back(self.delivered(entries, false, false, bytes));
-            return Ok(());
+        let suspect = self.suspect.filter(|_| reclaimed);
+        let suspect = suspect.and_then(|(id, deliveries)| Some((entries.iter().position(|entry| entry.id == id)?, deliveries)));
+        let suspect = suspect.map(|(at, deliveries)| (entries.remove(at), deliveries));
+        if !entries.is_empty() {
+            self.ready.push_back(self.delivered(entries, reclaimed, false, bytes));
         }
-        let held = self.in_hand.ids();
-        entries.retain(|entry| !held.contains(&entry.id));
-        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
-        let deliveries =
-            deliveries(&self.redis, &self.settings.key, &self.streams.group, &self.streams.consumer, first.id, last.id).await?;
-        let count = |entry: &Entry| deliveries.get(&entry.id).copied().unwrap_or(1);
-        let (suspects, innocent): (Vec<_>, Vec<_>) =
-            entries.into_iter().partition(|entry| count(entry) > self.settings.deliveries_max / 2);
-        if !innocent.is_empty() {
-            self.ready.push_back(self.delivered(innocent, true, false, bytes));
-        }
-        for mut suspect in suspects {
-            let deliveries = count(&suspect);
+        if let Some((mut suspect, deliveries)) = suspect {
             if deliveries > self.settings.deliveries_max {
                 suspect.body = Body::Poison { deliveries };
             }
-            self.ready.push_back(self.delivered(vec![suspect], true, true, bytes));
+            self.ready.push_back(self.delivered(vec![suspect], reclaimed, true, bytes));
         }
         Ok(())
     }
 
     fn delivered(&self, entries: Vec<Entry>, reclaimed: bool, alone: bool, bytes: usize) -> Delivered {
         let ids: Arc<[EntryId]> = entries.iter().map(|entry| entry.id).collect();
-        let hold = Box::new(self.in_hand.hold(ids, Instant::now()));
+        let hold = Box::new(self.in_hand.hold(ids));
         Delivered { entries, hold, reclaimed, alone, bytes }
+    }
+
+    /// Of the entries that were claimed and did not come, those that the stream does not hold any more are lost; the others were
+    /// taken over by somebody else.
+    async fn settle_missing(&mut self) -> Result<(), RedisError> {
+        if self.asked.is_empty() {
+            return Ok(());
+        }
+        let missing: Vec<_> = self.asked.drain().collect();
+        let mut pipeline = ::redis::Pipeline::new();
+        for id in &missing {
+            pipeline.cmd("XRANGE").arg(&self.settings.key).arg(id.to_string()).arg(id.to_string());
+        }
+        let mut connection = self.redis.connection().await?;
+        let found: Vec<Vec<::redis::Value>> =
+            pipeline.query_async(&mut connection).await.map_err(|error| RedisError::from(&error))?;
+        let gone: Vec<_> = missing.into_iter().zip(&found).filter(|(_, found)| found.is_empty()).map(|(id, _)| id).collect();
+        if gone.is_empty() { Ok(()) } else { self.settle_gone(&gone).await }
     }
 
     /// Pending entries that somebody deleted can never be written: they are acknowledged and counted as lost.
@@ -368,39 +424,24 @@ async fn create_group(redis: &Redis, key: &str, group: &str) -> Result<bool, Red
     }
 }
 
-/// Ids of this consumer's pending entries above `after`, at most [`CLAIM_COUNT`]. Unlike a read of the own history it leaves
-/// the count of deliveries as it is.
-async fn own_pending(redis: &Redis, key: &str, group: &str, consumer: &str, after: EntryId) -> Result<Vec<EntryId>, RedisError> {
-    let mut command = ::redis::cmd("XPENDING");
-    command.arg(key).arg(group).arg(format!("({after}")).arg("+").arg(CLAIM_COUNT).arg(consumer);
-    let rows: Vec<(String, String, u64, u64)> = query(redis, &command).await?;
-    Ok(rows.iter().filter_map(|(id, ..)| id.parse().ok()).collect())
-}
-
-/// How often each of our pending entries between two ids was delivered.
-async fn deliveries(
+/// This consumer's pending entries above `after` that were idle for at least `idle`, at most [`CLAIM_COUNT`], and how often
+/// each was delivered. Unlike a read of the own history it leaves that count as it is.
+async fn own_pending(
     redis: &Redis,
     key: &str,
     group: &str,
     consumer: &str,
-    first: EntryId,
-    last: EntryId,
-) -> Result<HashMap<EntryId, u64>, RedisError> {
-    let mut counts = HashMap::new();
-    let mut from = first.to_string();
-    loop {
-        let mut command = ::redis::cmd("XPENDING");
-        command.arg(key).arg(group).arg(&from).arg(last.to_string()).arg(CLAIM_COUNT).arg(consumer);
-        let rows: Vec<(String, String, u64, u64)> = query(redis, &command).await?;
-        counts.extend(rows.iter().filter_map(|(id, _, _, count)| Some((id.parse().ok()?, *count))));
-        match rows.last() {
-            Some((id, ..)) if rows.len() == CLAIM_COUNT => from = format!("({id}"),
-            _ => return Ok(counts),
-        }
-    }
+    after: EntryId,
+    idle: Duration,
+) -> Result<Vec<(EntryId, u64)>, RedisError> {
+    let mut command = ::redis::cmd("XPENDING");
+    command.arg(key).arg(group).arg("IDLE").arg(idle.as_millis() as u64);
+    command.arg(format!("({after}")).arg("+").arg(CLAIM_COUNT).arg(consumer);
+    let rows: Vec<(String, String, u64, u64)> = query(redis, &command).await?;
+    Ok(rows.iter().filter_map(|(id, _, _, deliveries)| Some((id.parse().ok()?, *deliveries))).collect())
 }
 
-/// Ids that are pending for this consumer but not in `held`, for a worker that leaves.
+/// Ids of all entries that are pending for this consumer and were idle for at least `idle`.
 ///
 /// # Errors
 /// Redis is away or refuses.
@@ -409,14 +450,15 @@ pub(super) async fn all_own_pending(
     key: &str,
     group: &str,
     consumer: &str,
-) -> Result<HashSet<EntryId>, RedisError> {
-    let mut all = HashSet::new();
+    idle: Duration,
+) -> Result<Vec<EntryId>, RedisError> {
+    let mut all = Vec::new();
     let mut after = EntryId::default();
     loop {
-        let page = own_pending(redis, key, group, consumer, after).await?;
-        all.extend(page.iter().copied());
+        let page = own_pending(redis, key, group, consumer, after, idle).await?;
+        all.extend(page.iter().map(|(id, _)| *id));
         match page.last() {
-            Some(last) if page.len() == CLAIM_COUNT => after = *last,
+            Some((last, _)) if page.len() == CLAIM_COUNT => after = *last,
             _ => return Ok(all),
         }
     }

@@ -1,18 +1,17 @@
 //! What this worker has in hand: entries that were read and are not settled yet.
 //!
-//! Two readers need to know. Reading the own pending list again (after a reply that may have been lost) must leave out what is
-//! being worked on; and what is worked on for long has its idle time renewed, so that nobody takes this worker for dead.
+//! Reading the own pending list again (after a reply that may have been lost, or after taking over from others) must leave out
+//! what is being worked on.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use crate::seam::EntryId;
 
 #[derive(Default)]
 struct Held {
     next: u64,
-    chunks: HashMap<u64, (Instant, Arc<[EntryId]>)>,
+    chunks: HashMap<u64, Arc<[EntryId]>>,
 }
 
 /// The entries of one stream that are in hand.
@@ -26,22 +25,17 @@ impl InHand {
     }
 
     /// Marks entries as in hand until the [`Hold`] is dropped.
-    pub fn hold(&self, ids: Arc<[EntryId]>, now: Instant) -> Hold {
+    pub fn hold(&self, ids: Arc<[EntryId]>) -> Hold {
         let mut held = self.lock();
         let number = held.next;
         held.next += 1;
-        held.chunks.insert(number, (now, ids));
+        held.chunks.insert(number, ids);
         Hold { number, in_hand: self.clone() }
     }
 
     /// All entries in hand.
     pub fn ids(&self) -> HashSet<EntryId> {
-        self.lock().chunks.values().flat_map(|(_, ids)| ids.iter().copied()).collect()
-    }
-
-    /// Entries that have been in hand since before `since`.
-    pub fn older_than(&self, since: Instant) -> Vec<EntryId> {
-        self.lock().chunks.values().filter(|(at, _)| *at <= since).flat_map(|(_, ids)| ids.iter().copied()).collect()
+        self.lock().chunks.values().flat_map(|ids| ids.iter().copied()).collect()
     }
 
     /// Whether nothing is in hand.

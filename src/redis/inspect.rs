@@ -99,7 +99,14 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
     info.exists = true;
     info.length = number(&found, "length").unwrap_or_default();
     let added = number(&found, "entries-added");
-    let groups: Vec<Value> = query(redis, ::redis::cmd("XINFO").arg("GROUPS").arg(key)).await?;
+    let groups: Vec<Value> = match query(redis, ::redis::cmd("XINFO").arg("GROUPS").arg(key)).await {
+        Ok(groups) => groups,
+        // It vanished since the last question.
+        Err(RedisError::Unexpected(text)) if text.contains("no such key") => {
+            return Ok(StreamInfo { key: key.to_owned(), dead_letters: info.dead_letters, ..StreamInfo::default() });
+        }
+        Err(error) => return Err(error),
+    };
     let Some(group) = groups.into_iter().map(map).find(|group| {
         group.get("name").and_then(|name| ::redis::from_redis_value_ref::<String>(name).ok()).as_deref() == Some(&streams.group)
     }) else {
@@ -113,7 +120,11 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
     }
     let delivered = id(&group, "last-delivered-id").unwrap_or_default();
     info.oldest_unacknowledged = oldest(redis, streams, key, info.pending, info.lag, delivered).await?;
-    let consumers: Vec<Value> = query(redis, ::redis::cmd("XINFO").arg("CONSUMERS").arg(key).arg(&streams.group)).await?;
+    let consumers: Vec<Value> = match query(redis, ::redis::cmd("XINFO").arg("CONSUMERS").arg(key).arg(&streams.group)).await {
+        Ok(consumers) => consumers,
+        Err(RedisError::Unexpected(text)) if text.contains("no such key") => Vec::new(),
+        Err(error) => return Err(error),
+    };
     for consumer in consumers.into_iter().map(map) {
         info.consumers.push(Consumer {
             name: consumer.get("name").and_then(|name| ::redis::from_redis_value_ref::<String>(name).ok()).unwrap_or_default(),

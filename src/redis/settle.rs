@@ -1,12 +1,11 @@
 //! What is told to Redis about entries: forwarded, set aside, acknowledged, renewed, released.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::redis::Pipeline;
 
 use super::error::RedisError;
 use super::group::all_own_pending;
-use super::hold::InHand;
 use super::{Redis, query};
 use crate::config::Streams;
 use crate::seam::{Answer, DeadBody, EntryId, Setaside, Settle, Settlement, WriteError};
@@ -69,7 +68,6 @@ pub struct Settler {
     group: String,
     consumer: String,
     dead_max: u64,
-    in_hand: InHand,
     claim_idle: Duration,
 }
 
@@ -87,7 +85,7 @@ pub struct SettlerSettings {
 
 impl Settler {
     /// A settler for one stream.
-    pub fn new(redis: Redis, streams: &Streams, settings: SettlerSettings, in_hand: InHand) -> Self {
+    pub fn new(redis: Redis, streams: &Streams, settings: SettlerSettings) -> Self {
         Self {
             redis,
             dead_key: Streams::dead(&settings.key),
@@ -96,7 +94,6 @@ impl Settler {
             group: streams.group.clone(),
             consumer: streams.consumer.clone(),
             dead_max: settings.dead_max,
-            in_hand,
             claim_idle: settings.claim_idle,
         }
     }
@@ -167,28 +164,33 @@ impl Settler {
         Ok(())
     }
 
-    /// Claims entries for this worker again, with the idle time given: 0 renews them, a long one leaves them to the next.
-    async fn claim(&self, ids: &[EntryId], idle: Duration) -> Result<(), RedisError> {
+    /// Claims entries that were idle for at least `from` for this worker again and gives them the idle time `to`: 0 renews
+    /// them, a long one leaves them to the next.
+    async fn claim(&self, ids: &[EntryId], from: Duration, to: Duration) -> Result<(), RedisError> {
         for ids in ids.chunks(IDS_MAX) {
             let mut command = ::redis::cmd("XCLAIM");
-            command.arg(&self.key).arg(&self.group).arg(&self.consumer).arg(0);
+            command.arg(&self.key).arg(&self.group).arg(&self.consumer).arg(from.as_millis() as u64);
             for id in ids {
                 command.arg(id.to_string());
             }
-            command.arg("IDLE").arg(idle.as_millis() as u64).arg("JUSTID");
+            command.arg("IDLE").arg(to.as_millis() as u64).arg("JUSTID");
             let _: ::redis::Value = query(&self.redis, &command).await?;
         }
         Ok(())
     }
 
-    /// Renews the idle time of what has been in hand for a third of `AEGIS_CLAIM_IDLE` or longer. Returns how many.
+    /// Renews the idle time of what has been this worker's for a third of `AEGIS_CLAIM_IDLE` or longer. Returns how many.
+    ///
+    /// Not of what is in hand alone: part of a reply may still be on its way, while nothing can be written. What nobody waits
+    /// for, since its delivery was lost, the reader finds by itself.
     ///
     /// # Errors
     /// Redis is away or refuses.
     pub async fn renew(&self) -> Result<usize, RedisError> {
-        let Some(since) = Instant::now().checked_sub(self.claim_idle / 3) else { return Ok(0) };
-        let old = self.in_hand.older_than(since);
-        self.claim(&old, Duration::ZERO).await?;
+        let idle = self.claim_idle / 3;
+        let old = all_own_pending(&self.redis, &self.key, &self.group, &self.consumer, idle).await?;
+        // What another worker took over in between was idle for less: it stays theirs.
+        self.claim(&old, idle, Duration::ZERO).await?;
         Ok(old.len())
     }
 
@@ -198,9 +200,9 @@ impl Settler {
     /// # Errors
     /// Redis is away or refuses; the entries are taken over after `AEGIS_CLAIM_IDLE` then.
     pub async fn leave(&self) -> Result<usize, RedisError> {
-        let left: Vec<_> = all_own_pending(&self.redis, &self.key, &self.group, &self.consumer).await?.into_iter().collect();
+        let left = all_own_pending(&self.redis, &self.key, &self.group, &self.consumer, Duration::ZERO).await?;
         // Any idle time above everybody's AEGIS_CLAIM_IDLE will do; a day is the longest that can be set.
-        self.claim(&left, Duration::from_hours(48)).await?;
+        self.claim(&left, Duration::ZERO, Duration::from_hours(48)).await?;
         self.remove_consumers(&self.consumer, Duration::ZERO).await?;
         Ok(left.len())
     }

@@ -12,12 +12,30 @@ use tokio::time::timeout;
 use super::error::RedisError;
 use super::reply::{self, Garbled, Step};
 use crate::seam::{Entry, EntryId};
+use crate::tls::Tls;
 
 trait Socket: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Socket for T {}
 
 /// Bytes asked of the socket at once, and about what one chunk of entries spans.
 const READ_BYTES: usize = 256 * 1024;
+
+/// From here on a chunk is handed on though more of the reply is to come: each hand-over wakes another task.
+const CHUNK_BYTES_MIN: usize = 64 * 1024;
+
+/// Where Redis is, and how to speak TLS to it if its address asks for that.
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) address: ConnectionInfo,
+    tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl Server {
+    pub(super) fn new(address: ConnectionInfo, tls: &Tls) -> Self {
+        let encrypted = matches!(address.addr(), ConnectionAddr::TcpTls { .. });
+        Self { address, tls: encrypted.then(|| Arc::new(tls.client_config())) }
+    }
+}
 
 /// A connection for reading entries.
 pub(super) struct Wire {
@@ -48,7 +66,8 @@ impl From<Garbled> for RedisError {
 
 impl Wire {
     /// Connects, authenticates and selects the database.
-    pub(super) async fn connect(info: &ConnectionInfo, deadline: Duration, entry_bytes_max: usize) -> Result<Self, RedisError> {
+    pub(super) async fn connect(server: &Server, deadline: Duration, entry_bytes_max: usize) -> Result<Self, RedisError> {
+        let info = &server.address;
         let opening = async {
             let (host, port) = match info.addr() {
                 ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => (host, *port),
@@ -56,14 +75,13 @@ impl Wire {
             };
             let tcp = TcpStream::connect((host.as_str(), port)).await?;
             tcp.set_nodelay(true)?;
-            let socket: Box<dyn Socket> = match info.addr() {
-                ConnectionAddr::TcpTls { host, .. } => {
+            let socket: Box<dyn Socket> = match &server.tls {
+                Some(tls) => {
                     let name = rustls::pki_types::ServerName::try_from(host.clone())
                         .map_err(|_| RedisError::Unexpected("a host name that TLS cannot check".to_owned()))?;
-                    let connector = tokio_rustls::TlsConnector::from(Arc::new(crate::tls::client_config()));
-                    Box::new(connector.connect(name, tcp).await?)
+                    Box::new(tokio_rustls::TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await?)
                 }
-                _ => Box::new(tcp),
+                None => Box::new(tcp),
             };
             let mut wire = Self { socket, buf: BytesMut::new(), entry_bytes_max, timeout: deadline };
             let settings = info.redis_settings();
@@ -91,7 +109,12 @@ impl Wire {
             command.extend_from_slice(arg);
             command.extend_from_slice(b"\r\n");
         }
-        match timeout(self.timeout, self.socket.write_all(&command)).await {
+        let sending = async {
+            self.socket.write_all(&command).await?;
+            // TLS may hold back what the socket did not take at once.
+            self.socket.flush().await
+        };
+        match timeout(self.timeout, sending).await {
             Ok(done) => Ok(done?),
             Err(_) => Err(RedisError::Unreachable("a command could not be sent within AEGIS_REDIS_TIMEOUT".to_owned())),
         }
@@ -174,26 +197,6 @@ impl Wire {
         self.array().await
     }
 
-    /// Reads the head of XAUTOCLAIM's reply: where to go on, and how many entries follow.
-    pub(super) async fn claim_head(&mut self) -> Result<(EntryId, u64), RedisError> {
-        let (kind, parts) = self.head(self.timeout).await?;
-        if kind != b'*' || !(2..=3).contains(&parts) {
-            return Err(Garbled("the reply of XAUTOCLAIM was expected").into());
-        }
-        let cursor = self.bulk().await?;
-        Ok((reply::entry_id(&cursor)?, self.array().await?))
-    }
-
-    /// Reads what follows the entries of XAUTOCLAIM: ids that were pending and are deleted.
-    pub(super) async fn claim_tail(&mut self) -> Result<Vec<EntryId>, RedisError> {
-        let mut gone = Vec::new();
-        for _ in 0..self.array().await? {
-            let id = self.bulk().await?;
-            gone.push(reply::entry_id(&id)?);
-        }
-        Ok(gone)
-    }
-
     /// Reads the head of a plain array of entries: how many follow.
     pub(super) async fn array_head(&mut self) -> Result<u64, RedisError> {
         self.array().await
@@ -207,8 +210,8 @@ impl Wire {
         }
     }
 
-    /// Reads the next of `left` entries that are still to come: as many as are there, at least one, at most about
-    /// [`READ_BYTES`]. Takes them off `left`.
+    /// Reads the next of `left` entries that are still to come: at least one, about [`CHUNK_BYTES_MIN`] to [`READ_BYTES`] of
+    /// them where there are so many. Takes them off `left`.
     pub(super) async fn chunk(&mut self, left: &mut u64) -> Result<Chunk, RedisError> {
         let mut chunk = Chunk::default();
         let mut spans = Vec::with_capacity((*left).min(4096) as usize);
@@ -223,8 +226,9 @@ impl Wire {
                         break;
                     }
                 }
-                // What is there is worth more than what is to come.
-                Step::More(_) | Step::Oversize { .. } if !spans.is_empty() => break,
+                // Enough to be worth handing on; less waits for the rest of the reply, which is on its way.
+                Step::More(_) if at >= CHUNK_BYTES_MIN => break,
+                Step::Oversize { .. } if !spans.is_empty() => break,
                 Step::More(needed) => {
                     self.buf.reserve(needed.saturating_sub(self.buf.len()));
                     self.fill(self.timeout).await?;

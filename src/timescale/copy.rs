@@ -135,8 +135,7 @@ pub(super) async fn attempt<T>(
         result
     } else {
         // COPY heeds no statement_timeout: ask the server to end it, but do not wait for long.
-        let tls = tokio_postgres_rustls::MakeRustlsConnect::new(crate::tls::client_config());
-        let _ = tokio::time::timeout(Duration::from_secs(2), cancel.cancel_query(tls)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), cancel.cancel_query(database.tls.make())).await;
         Err(DatabaseError::Unreachable("no answer within AEGIS_DATABASE_WRITE_TIMEOUT".to_owned()))
     }
 }

@@ -3,6 +3,7 @@
 use tokio_postgres::error::SqlState;
 
 use crate::seam::{Answer, WriteError};
+use crate::tls::{Refusal, mistrust};
 
 /// What can go wrong between us and PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,9 +14,9 @@ pub enum DatabaseError {
     /// PostgreSQL is there and cannot serve now: starting, stopping, full, out of connections, a deadlock.
     #[error("PostgreSQL cannot serve now: {0}")]
     Unavailable(String),
-    /// A wrong password, or a role that may not do this.
-    #[error("PostgreSQL refuses this role: {0}")]
-    Refused(String),
+    /// A wrong password, a role that may not do this, or a certificate that one side does not accept.
+    #[error("{}", .0.of("PostgreSQL", "role"))]
+    Refused(Refusal),
     /// A table, column or function is missing: the schema is not what this program needs.
     #[error("the schema does not fit: {0}; `aegis-ingest migrate` brings it up to date")]
     Schema(String),
@@ -56,6 +57,15 @@ impl DatabaseError {
 impl From<&tokio_postgres::Error> for DatabaseError {
     fn from(error: &tokio_postgres::Error) -> Self {
         let Some(db) = error.as_db_error() else {
+            if let Some(reason) = mistrust(error) {
+                return Self::Refused(Refusal::Tls(reason));
+            }
+            // The client's own words; it has no type for them.
+            if std::error::Error::source(error).is_some_and(|cause| cause.to_string() == "server does not support TLS") {
+                return Self::Refused(Refusal::Tls(
+                    "the server offers none, and sslmode asks for it; turn ssl on there".to_owned(),
+                ));
+            }
             // Without a word from the server: the connection broke, was refused, or ended in mid-message.
             let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
             return if error.is_closed() || std::error::Error::source(error).is_some() {
@@ -78,11 +88,11 @@ impl From<&tokio_postgres::Error> for DatabaseError {
             // connections); lock not available; operator intervention (shutdown, crash, starting up); system error; internal
             // error of an extension; object not in prerequisite state. And the read-only transactions of a failover to a standby.
             "08" | "40" | "53" | "55" | "57" | "58" | "XX" | "F0" | "25" => Self::Unavailable(text()),
-            "28" => Self::Refused(text()),
+            "28" => Self::Refused(Refusal::User(text())),
             // data exception, integrity constraint violation; a trigger's own refusal.
             "22" | "23" | "44" | "P0" => Self::Data(text()),
             "3D" | "3F" => Self::Schema(text()),
-            "42" if *code == SqlState::INSUFFICIENT_PRIVILEGE => Self::Refused(text()),
+            "42" if *code == SqlState::INSUFFICIENT_PRIVILEGE => Self::Refused(Refusal::User(text())),
             "42" if matches!(code.code(), "42P01" | "42703" | "42883" | "42704") => Self::Schema(text()),
             _ => Self::Bug(text()),
         }

@@ -3,10 +3,11 @@
 //! Source: <https://www.postgresql.org/docs/17/sql-copy.html>, "Binary Format". A row is a count of fields, then each field's
 //! length and big-endian bytes.
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 use uuid::Uuid;
 
-use crate::event::{Interaction, SessionUpdate};
+use crate::event::{Head, Interaction, SessionUpdate, Status};
 use crate::seam::{Place, Rows};
 
 /// What stands before the first row.
@@ -135,15 +136,65 @@ impl Frames {
         }
     }
 
+    /// Reads rows `from..to` back as session updates; they were added by [`Frames::session_event`] and are in order.
+    pub(super) fn session_events(&self, from: usize, to: usize) -> impl Iterator<Item = SessionUpdate<'_>> {
+        let bytes: &[u8] = self.ordered.as_deref().unwrap_or_default();
+        self.rows[from..to].iter().filter_map(|row| session_event(bytes.get(row.from as usize..row.to as usize)?))
+    }
+
     /// Where the event of a row stands in the batch.
     pub(super) fn place(&self, row: usize) -> Place {
         self.rows[row].place
     }
+}
 
-    /// Key of a row, by which other parts of the batch find it.
-    pub(super) fn places(&self, from: usize, to: usize) -> impl Iterator<Item = Place> + '_ {
-        self.rows[from..to].iter().map(|row| row.place)
+/// The update that a row of `session_events` was made from.
+fn session_event(row: &[u8]) -> Option<SessionUpdate<'_>> {
+    fn field<'a>(rest: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
+        let (len, behind) = rest.split_first_chunk::<4>()?;
+        *rest = behind;
+        let Ok(len) = usize::try_from(i32::from_be_bytes(*len)) else { return Some(None) };
+        let (field, behind) = rest.split_at_checked(len)?;
+        *rest = behind;
+        Some(Some(field))
     }
+    let mut rest = row.get(2..)?;
+    let mut next = || field(&mut rest);
+    let occurred_at_us = i64::from_be_bytes(next()??.try_into().ok()?) + EPOCH_US;
+    let event_id = Uuid::from_slice(next()??).ok()?;
+    let session_id = std::str::from_utf8(next()??).ok()?;
+    let user_id = std::str::from_utf8(next()??).ok()?;
+    let status = match next()?? {
+        b"started" => Status::Started,
+        b"updated" => Status::Updated,
+        _ => Status::Ended,
+    };
+    let seq = i64::from_be_bytes(next()??.try_into().ok()?);
+    let state = next()?.and_then(|jsonb| jsonb.get(1..));
+    let head = Head { event_id, occurred_at_us, time_given: true };
+    Some(SessionUpdate { head, session_id, user_id, status, seq, state })
+}
+
+/// Microseconds since 1970 as a `timestamptz`, without the arithmetic of a calendar.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Micros(pub(super) i64);
+
+impl ToSql for Micros {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.put_i64(self.0 - EPOCH_US);
+        Ok(IsNull::No)
+    }
+
+    accepts!(TIMESTAMPTZ);
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Micros {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(i64::from_be_bytes(raw.try_into()?) + EPOCH_US))
+    }
+
+    accepts!(TIMESTAMPTZ);
 }
 
 impl Rows for Frames {

@@ -31,8 +31,7 @@ pub fn newest_version() -> i32 {
 /// A connection of its own, outside of any pool: a session lock must not outlive its use.
 async fn connect(config: &config::Database) -> Result<(Client, tokio::task::JoinHandle<()>), DatabaseError> {
     let pg = super::settings(config)?;
-    let tls = tokio_postgres_rustls::MakeRustlsConnect::new(crate::tls::client_config());
-    let (client, connection) = tokio::time::timeout(config.connect_timeout, pg.connect(tls))
+    let (client, connection) = tokio::time::timeout(config.connect_timeout, pg.connect(config.tls.make()))
         .await
         .map_err(|_| DatabaseError::Unreachable("no connection within AEGIS_DATABASE_CONNECT_TIMEOUT".to_owned()))?
         .map_err(|error| DatabaseError::from(&error))?;

@@ -10,6 +10,7 @@ fn advice(error: &ChromaError) -> &'static str {
         ChromaError::Unreachable(_) | ChromaError::Interrupted(_) | ChromaError::Timeout(_) => {
             "is it running, and does AEGIS_CHROMA_URL lead to it?"
         }
+        ChromaError::Untrusted(_) => "a worker waits until this is mended",
         ChromaError::Unauthorized(_) => "set AEGIS_CHROMA_TOKEN to what the proxy wants",
         ChromaError::Overloaded | ChromaError::Failed { .. } => "wait until it serves again; see its log",
         ChromaError::NotFound(_)

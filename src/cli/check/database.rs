@@ -3,12 +3,16 @@
 use super::Findings;
 use crate::config::Config;
 use crate::timescale::{DatabaseError, schema};
+use crate::tls::Refusal;
 
 fn advice(error: &DatabaseError) -> &'static str {
     match error {
         DatabaseError::Unreachable(_) => "is it running, and does AEGIS_DATABASE_URL lead to it (host, port, sslmode)?",
         DatabaseError::Unavailable(_) => "wait until it serves again; see its log",
-        DatabaseError::Refused(_) => "check role, password and database in AEGIS_DATABASE_URL, and the role's rights",
+        DatabaseError::Refused(Refusal::Tls(_)) => "see sslmode in AEGIS_DATABASE_URL and the AEGIS_TLS_ settings",
+        DatabaseError::Refused(Refusal::User(_)) => {
+            "check role, password and database in AEGIS_DATABASE_URL, and the role's rights"
+        }
         DatabaseError::Schema(_) => "make the database that AEGIS_DATABASE_URL names, then run `aegis-ingest migrate`",
         DatabaseError::Duplicate | DatabaseError::Data(_) | DatabaseError::Bug(_) => {
             "is it PostgreSQL itself, or a pooler in session mode, that answers at AEGIS_DATABASE_URL?"

@@ -5,6 +5,7 @@ use super::Findings;
 use crate::config::{Config, Lane};
 use crate::redis::inspect::{self, ServerInfo, StreamInfo};
 use crate::redis::{Redis, RedisError};
+use crate::tls::Refusal;
 
 /// Functions in `#!lua` form, which keep a script from running half when memory is out, came with it.
 const REDIS_MAJOR_MIN: u32 = 7;
@@ -16,7 +17,8 @@ fn advice(error: &RedisError) -> &'static str {
     match error {
         RedisError::Unreachable(_) => "is it running, and does AEGIS_REDIS_URL lead to it (rediss:// for TLS)?",
         RedisError::Unavailable(_) => "wait until it serves again, or give it memory",
-        RedisError::Refused(_) => "check user and password in AEGIS_REDIS_URL, and what its ACL allows this user",
+        RedisError::Refused(Refusal::Tls(_)) => "see AEGIS_REDIS_URL and the AEGIS_TLS_ settings",
+        RedisError::Refused(Refusal::User(_)) => "check user and password in AEGIS_REDIS_URL, and what its ACL allows this user",
         RedisError::NoGroup(_) => "start the worker, which makes the group",
         RedisError::WrongType(_) => "another program uses this key: choose another AEGIS_KEY_PREFIX",
         RedisError::NoScript => "try again",
