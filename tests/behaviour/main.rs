@@ -3,9 +3,18 @@
 
 mod support;
 
+mod bad_input;
+mod bad_settings;
 mod by_hand;
+mod decoding;
 mod delivery;
+mod endpoints;
+mod inline_embedding;
 mod same_again;
+mod schema;
+mod sessions_property;
+mod settings_docs;
 mod timelines;
+mod tls;
 mod torture;
 mod vectors;

@@ -1,1 +1,17 @@
-//! Delivery.
+//! Nothing lost, nothing twice: what becomes of events when something fails on their way.
+
+mod kit;
+mod lost_reply;
+
+mod ambiguity;
+mod dead_letters;
+mod isolation;
+mod leaving;
+mod outage_of_chroma;
+mod outage_of_postgres;
+mod outage_of_redis;
+mod poison;
+mod readiness;
+mod start;
+mod takeover;
+mod vanishing;

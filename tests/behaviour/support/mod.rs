@@ -29,5 +29,5 @@ pub mod wait;
 pub mod worker;
 
 pub use space::Space;
-pub use wait::{LONG, SOON, until};
+pub use wait::{LONG, SOON, until, until_equal};
 pub use worker::Worker;

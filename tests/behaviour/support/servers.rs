@@ -266,6 +266,11 @@ macro_rules! life_of_a_server {
             self.port
         }
 
+        /// Its data folder as this process sees it.
+        pub fn data(&self) -> &Path {
+            &self.server.path
+        }
+
         /// Whether it was started and not stopped since.
         pub fn is_running(&self) -> bool {
             self.server.is_running()
