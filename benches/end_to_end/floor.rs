@@ -1,0 +1,123 @@
+//! What no worker can beat: reading and acknowledging alone, and PostgreSQL copying from its own file.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use aegis_ingest::config::{Config, Given, Lane};
+use aegis_ingest::redis::{GroupReader, InHand, ReaderSettings, Redis, Settler, SettlerSettings};
+use aegis_ingest::seam::{Settle as _, Settlement, Source as _};
+use aegis_ingest::telemetry::health::Outage;
+use aegis_ingest::telemetry::metric::{Component, Recorder};
+use aegis_ingest::timescale::frame::INTERACTION_COLUMNS;
+use anyhow::{Result, ensure};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::process::Used;
+use super::stage::{Drained, Stage};
+
+/// First argument of the process that only reads and acknowledges.
+pub const READER: &str = "--only-read-and-acknowledge";
+/// Acknowledgements under way at the same time: as many batches as the worker settles beside those it writes.
+const SETTLING: usize = 2;
+
+/// Reads and acknowledges with the worker's own client and default settings, for ever: no decoding, no database.
+pub fn read_and_acknowledge(redis_url: &str, stream: &str, group: &str) -> Result<()> {
+    let config = Config::load(&Given::from_pairs([("AEGIS_REDIS_URL", redis_url), ("AEGIS_GROUP", group)]))?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let redis = Redis::new(&config.redis)?;
+        let metrics = Arc::new(Recorder::new().lane(Lane::Interactions));
+        let outage = Outage::new(&metrics, Component::Redis);
+        let in_hand = InHand::default();
+        let settler = SettlerSettings {
+            key: stream.to_owned(),
+            forward_key: config.streams.key(Lane::Embeddings, 0),
+            dead_max: config.delivery.dead_max,
+            claim_idle: config.delivery.claim_idle,
+        };
+        let settler = Arc::new(Settler::new(redis.clone(), &config.streams, settler));
+        let reader = ReaderSettings {
+            key: stream.to_owned(),
+            claim_idle: config.delivery.claim_idle,
+            deliveries_max: config.delivery.deliveries_max,
+            entry_bytes_max: config.events.entry_bytes_max,
+            entries_max: config.batch.rows_max,
+            bytes_max: config.batch.bytes_max,
+        };
+        let mut source = GroupReader::new(redis, &config.streams, reader, in_hand, Arc::default(), metrics, outage);
+        let (chunks, mut incoming) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Ok(Some(delivered)) = source.next(&CancellationToken::new()).await {
+                if chunks.send(delivered).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let room = Arc::new(tokio::sync::Semaphore::new(SETTLING));
+        let mut gathered = (Vec::new(), Vec::new());
+        while let Some(delivered) = incoming.recv().await {
+            gathered.0.extend(delivered.entries.iter().map(|entry| entry.id));
+            gathered.1.push((delivered.entries, delivered.hold));
+            // What has come is acknowledged as soon as there is room; meanwhile more gathers, up to a batch.
+            while gathered.0.len() >= config.batch.rows_max || incoming.is_empty() {
+                let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };
+                let (acks, held) = std::mem::take(&mut gathered);
+                let settler = Arc::clone(&settler);
+                tokio::spawn(async move {
+                    let mut settlement = Settlement { acks, ..Settlement::default() };
+                    if let Err(error) = settler.settle(&mut settlement).await {
+                        eprintln!("acknowledging: {error}");
+                    }
+                    drop((held, permit));
+                });
+                if gathered.0.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Reads and acknowledges the whole stream in a process of its own.
+pub fn drain(stage: &Stage, stream: &str) -> Result<Drained> {
+    const GROUP: &str = "floor";
+    stage.unread(stream, GROUP)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args([READER, &stage.redis_url(), stream, GROUP]).env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+    let mut child = command.spawn()?;
+    let drained = stage.watch(stream, GROUP, &[("reader", child.id())], || ());
+    let _ = child.kill();
+    let _ = child.wait();
+    stage.unread(stream, GROUP)?;
+    drained
+}
+
+/// Name of the file with the rows, in PostgreSQL's own folder.
+const FILE: &str = "rows.copy";
+
+/// Writes what stands in the table to a file, in the order of its key.
+pub fn write_file(stage: &Stage) -> Result<()> {
+    let path = stage.postgres.own_path(FILE);
+    let query = format!("SELECT {INTERACTION_COLUMNS} FROM interaction_logs ORDER BY occurred_at, event_id");
+    stage.sql("aegis", &[&format!("COPY ({query}) TO '{path}' (FORMAT binary)")])
+}
+
+/// One backend copies that file into the empty table.
+pub fn copy_file(stage: &Stage, events: u64) -> Result<Drained> {
+    stage.empty_tables("aegis")?;
+    let path = stage.postgres.own_path(FILE);
+    let watched = stage.watched(&[]);
+    let (seconds, used): (f64, Used) = stage.runtime.block_on(async {
+        let client = super::stage::connect(&stage.own_database_url("aegis")).await?;
+        // Like the worker's, the connection knows the table before the clock runs.
+        client.batch_execute("SELECT FROM interaction_logs LIMIT 1").await?;
+        let (before, began) = (watched.snapshot(), Instant::now());
+        client.batch_execute(&format!("COPY interaction_logs ({INTERACTION_COLUMNS}) FROM '{path}' (FORMAT binary)")).await?;
+        anyhow::Ok((began.elapsed().as_secs_f64(), before.until(&watched.snapshot())))
+    })?;
+    let rows = stage.number("aegis", "SELECT count(*) FROM interaction_logs")?;
+    ensure!(rows.unsigned_abs() == events, "COPY wrote {rows} rows of {events}");
+    Ok(Drained { seconds, used })
+}

@@ -1,0 +1,164 @@
+//! From XADD to a committed row that another connection sees.
+//!
+//! One thread sends at an even rate and notes when each sampled event was handed to the socket. Another asks PostgreSQL for the
+//! sampled event, over a connection of its own, again and again until it is there. The moment the answer has come counts, so
+//! a question's round trip is part of every figure; it is measured and shown. Samples lie 12 to 28 ms apart at random, so that
+//! they favour no phase of the worker's rhythm and the asking takes little of the machine.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+use uuid::Uuid;
+
+use super::fill::{Interactions, Key, xadd};
+use super::process::{Used, pause_ms};
+use super::stage::{Stage, connect, now_ms};
+use super::worker::Worker;
+
+/// Pause of the sender between two looks at the clock.
+const TICK: Duration = Duration::from_micros(50);
+const STREAM: &str = "aegis:interactions";
+
+/// One run's findings, milliseconds.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    /// Of each sampled event, in order of size.
+    pub each: Vec<f64>,
+    /// Round trip of a question whose answer is there.
+    pub question: f64,
+    /// Upper bounds of the worker's own histogram: half, and 99 of 100.
+    pub histogram: (f64, f64),
+    /// Events a second that were really sent.
+    pub rate: f64,
+    /// CPU.
+    pub used: Used,
+}
+
+/// The value below which that share of sorted values lies.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+/// Sends for a while and looks at the samples.
+pub fn run(stage: &Stage, rate: u32, time: Duration, seed: u64) -> Result<Latencies> {
+    stage.empty_tables("aegis")?;
+    redis::cmd("DEL").arg(STREAM).exec(&mut stage.redis()?)?;
+    let worker = Worker::start(stage, "aegis")?;
+    worker.ready()?;
+    // Connections and statements of the first batch are no part of steady traffic.
+    let port = stage.redis.port;
+    send(port, rate, Duration::from_secs(2), seed, None)?;
+    let url = stage.database_url("aegis");
+    until_count(stage, u64::from(rate) * 2)?;
+    let histogram = worker.latencies()?;
+    let watched = stage.watched(&[("worker", worker.pid())]);
+    let before = watched.snapshot();
+    let (samples, incoming) = channel();
+    let looker = std::thread::spawn(move || look(&url, &incoming));
+    let sent = send(port, rate, time, seed.wrapping_add(1), Some(&samples))?;
+    drop(samples);
+    let (mut each, question) = looker.join().ok().context("the thread that looks for events")??;
+    let used = before.until(&watched.snapshot());
+    until_count(stage, u64::from(rate) * 2 + sent.0)?;
+    let histogram = difference(&histogram, &worker.latencies()?);
+    worker.stop()?;
+    each.sort_unstable_by(f64::total_cmp);
+    Ok(Latencies { each, question, histogram, rate: sent.0 as f64 / sent.1, used })
+}
+
+fn until_count(stage: &Stage, events: u64) -> Result<()> {
+    let began = Instant::now();
+    while stage.number("aegis", "SELECT count(*) FROM interaction_logs")?.unsigned_abs() < events {
+        ensure!(began.elapsed() < Duration::from_secs(60), "not all events arrive");
+        pause_ms(50);
+    }
+    Ok(())
+}
+
+/// Upper bounds, ms, within which half and 99 of 100 of the events between two looks fell.
+fn difference(before: &[(f64, f64)], after: &[(f64, f64)]) -> (f64, f64) {
+    let counts: Vec<_> = before.iter().zip(after).map(|((le, old), (_, new))| (*le, new - old)).collect();
+    let total = counts.last().map_or(0.0, |(_, count)| *count);
+    let bound = |share: f64| counts.iter().find(|(_, count)| *count >= share * total).map_or(f64::NAN, |(le, _)| le * 1_000.0);
+    (bound(0.5), bound(0.99))
+}
+
+/// Sends at an even rate; how many, and in how many seconds.
+fn send(port: u16, rate: u32, time: Duration, seed: u64, samples: Option<&Sender<(Key, Instant)>>) -> Result<(u64, f64)> {
+    let mut socket = TcpStream::connect(("127.0.0.1", port))?;
+    socket.set_nodelay(true)?;
+    let mut answers = socket.try_clone()?;
+    let drain = std::thread::spawn(move || {
+        let mut bytes = [0; 16 * 1024];
+        while answers.read(&mut bytes).is_ok_and(|read| read > 0) {}
+    });
+    let (mut source, mut rng) = (Interactions::new(seed), SmallRng::seed_from_u64(seed));
+    let (mut payload, mut out, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+    let all = (f64::from(rate) * time.as_secs_f64()) as u64;
+    let (began, mut sent) = (Instant::now(), 0_u64);
+    let mut sample_at = Duration::ZERO;
+    while sent < all {
+        let elapsed = began.elapsed();
+        let due = ((elapsed.as_secs_f64() * f64::from(rate)) as u64 + 1).min(all);
+        if due == sent {
+            std::thread::sleep(TICK);
+            continue;
+        }
+        for _ in sent..due {
+            payload.clear();
+            let key = source.make(now_ms(), &mut payload);
+            xadd(STREAM, &payload, &mut out);
+            if elapsed >= sample_at {
+                keys.push(key);
+                sample_at = elapsed + Duration::from_micros(rng.random_range(12_000..28_000));
+            }
+        }
+        sent = due;
+        let now = Instant::now();
+        socket.write_all(&out)?;
+        out.clear();
+        for key in keys.drain(..) {
+            // Nobody listens any more: its own error says why.
+            let _ = samples.map(|samples| samples.send((key, now)));
+        }
+    }
+    let took = began.elapsed().as_secs_f64();
+    socket.shutdown(std::net::Shutdown::Write)?;
+    let _ = drain.join();
+    Ok((sent, took))
+}
+
+/// Looks for each sample until it is there.
+fn look(url: &str, samples: &Receiver<(Key, Instant)>) -> Result<(Vec<f64>, f64)> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let client = connect(url).await?;
+        client.batch_execute("SET plan_cache_mode = force_generic_plan").await?;
+        let query = "SELECT FROM interaction_logs WHERE occurred_at = to_timestamp($1::float8) AND event_id = $2";
+        let question = client.prepare(query).await?;
+        let mut found = Vec::new();
+        let mut last = None;
+        while let Ok((key, sent)) = samples.recv() {
+            let (at, id) = (key.at_ms as f64 / 1_000.0, Uuid::from_bytes(key.id));
+            while client.query(&question, &[&at, &id]).await?.is_empty() {
+                ensure!(sent.elapsed() < Duration::from_secs(30), "a sampled event does not arrive");
+            }
+            found.push(sent.elapsed().as_secs_f64() * 1_000.0);
+            last = Some((at, id));
+        }
+        let (at, id) = last.context("no event was sampled")?;
+        let mut trips = Vec::new();
+        for _ in 0..200 {
+            let began = Instant::now();
+            client.query(&question, &[&at, &id]).await?;
+            trips.push(began.elapsed().as_secs_f64() * 1_000.0);
+        }
+        trips.sort_unstable_by(f64::total_cmp);
+        Ok((found, quantile(&trips, 0.5)))
+    })
+}

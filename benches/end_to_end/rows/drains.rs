@@ -1,0 +1,117 @@
+//! Backlogs of interactions, against the peer and the floors.
+
+use anyhow::Result;
+
+use super::{INTERACTIONS, drain, per_second, say, used, worker_us};
+use crate::report::{Row, Series, Target, Verdict, ratios};
+use crate::stage::{Drained, Stage};
+use crate::{fill, floor, peer};
+
+/// Lets the Python worker drain, if there is one.
+fn python(stage: &Stage, events: u64, runs: &mut Vec<Drained>) -> Result<()> {
+    if let Ok(python) = &stage.python {
+        runs.push(peer::drain(stage, python, INTERACTIONS, events)?);
+    }
+    Ok(())
+}
+
+/// Its figures, or loudly why there are none.
+fn tell_python(stage: &Stage, row: &mut Row, events: u64, python: &[Drained], rates: &[f64], target: Option<f64>) {
+    match &stage.python {
+        Ok(path) => {
+            row.series.push(Series::new("Python worker", "events/s", per_second(events, python)));
+            row.cpu("Python worker", events, &used(python));
+            row.notes.push(format!("Python worker: {}.", peer::versions(path)));
+            let ratios = ratios(rates, &per_second(events, python));
+            match target {
+                Some(target) => row.verdicts.push(Verdict::ratio(
+                    "drain, one event an entry, against the Python worker",
+                    Target::AtLeast(target),
+                    ratios,
+                )),
+                None => row.series.push(Series::new("worker against the Python worker", "×", ratios)),
+            }
+        }
+        Err(why) => row
+            .notes
+            .push(format!("**NO PYTHON WORKER: it could not be made ready here ({why}), so nothing is said against it.**")),
+    }
+}
+
+/// One event an entry: against the Python worker, and against reading and acknowledging alone.
+pub fn drain_one_by_one(stage: &Stage) -> Result<Row> {
+    let events = stage.size.pick(1_000_000, 300_000);
+    let mut row = Row::new(
+        "drain-1",
+        format!(
+            "A backlog of {events} interactions, one event an entry, from the first read to the last acknowledgement, into an empty \
+             table: the worker with default settings, the Python worker, and the worker's own Redis client that reads and \
+             acknowledges without decoding and without database; in turn, the same entries."
+        ),
+    );
+    stage.empty_redis()?;
+    fill::interactions(stage.redis.port, INTERACTIONS, events, 1, 1)?;
+    let (mut workers, mut floors, mut pythons) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 1..=stage.size.runs {
+        python(stage, events, &mut pythons)?;
+        workers.push(drain(stage, events)?);
+        floors.push(floor::drain(stage, INTERACTIONS)?);
+        say(&told(run, events, &[("Python", pythons.last()), ("worker", workers.last()), ("reading alone", floors.last())]));
+    }
+    let rates = per_second(events, &workers);
+    row.series.push(Series::new("worker", "events/s", rates.clone()));
+    row.series.push(Series::new("reading and acknowledging alone", "events/s", per_second(events, &floors)));
+    tell_python(stage, &mut row, events, &pythons, &rates, Some(3.5));
+    row.cpu("worker", events, &used(&workers));
+    row.cpu("reading and acknowledging alone", events, &used(&floors));
+    row.verdicts.push(Verdict::ratio(
+        "drain, one event an entry, against reading and acknowledging alone",
+        Target::AtLeast(0.85),
+        ratios(&rates, &per_second(events, &floors)),
+    ));
+    let cpu = Series::new("worker's CPU an event, one event an entry", "µs", worker_us(events, &workers));
+    row.verdicts.push(Verdict { found: cpu, target: Target::AtMost(1.2) });
+    Ok(row)
+}
+
+/// 50 events an entry: against one backend that copies the same rows from a file.
+pub fn drain_by_fifties(stage: &Stage) -> Result<Row> {
+    let events = stage.size.pick(2_000_000, 500_000);
+    let mut row = Row::new(
+        "drain-50",
+        format!(
+            "A backlog of {events} interactions, 50 events an entry, into an empty table, against `COPY … FROM file (FORMAT binary)` of \
+             the same rows, in the order of the unique key, by one backend into the same empty table; and the Python worker."
+        ),
+    );
+    stage.empty_redis()?;
+    fill::interactions(stage.redis.port, INTERACTIONS, events, 50, 2)?;
+    drain(stage, events)?;
+    floor::write_file(stage)?;
+    let (mut workers, mut copies, mut pythons) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 1..=stage.size.runs {
+        copies.push(floor::copy_file(stage, events)?);
+        workers.push(drain(stage, events)?);
+        python(stage, events, &mut pythons)?;
+        say(&told(run, events, &[("COPY", copies.last()), ("worker", workers.last()), ("Python", pythons.last())]));
+    }
+    let rates = per_second(events, &workers);
+    row.series.push(Series::new("worker", "events/s", rates.clone()));
+    row.series.push(Series::new("COPY FROM file, one backend", "rows/s", per_second(events, &copies)));
+    tell_python(stage, &mut row, events, &pythons, &rates, None);
+    row.cpu("worker", events, &used(&workers));
+    row.cpu("COPY FROM file", events, &used(&copies));
+    row.verdicts.push(Verdict::ratio(
+        "drain, 50 events an entry, against one backend's COPY FROM file",
+        Target::AtLeast(1.2),
+        ratios(&rates, &per_second(events, &copies)),
+    ));
+    let cpu = Series::new("worker's CPU an event, 50 events an entry", "µs", worker_us(events, &workers));
+    row.verdicts.push(Verdict { found: cpu, target: Target::AtMost(0.5) });
+    Ok(row)
+}
+
+fn told(run: usize, events: u64, each: &[(&str, Option<&Drained>)]) -> String {
+    let each = each.iter().filter_map(|(name, drained)| Some(format!("{name} {:.0}/s", events as f64 / (*drained)?.seconds)));
+    format!("run {run}: {}", each.collect::<Vec<_>>().join(", "))
+}
