@@ -1,0 +1,176 @@
+#!/bin/bash
+# docker-compose.yml as it is, on a real engine, with images that stand in where no registry is (tests/deploy/images):
+#   tests/deploy/compose.sh PATH-OF-AEGIS-INGEST
+# Without an engine it says so and ends with status 77. Leaves nothing running and no volume behind; KEEP=1 keeps all for a look.
+set -euo pipefail
+here=$(dirname "$(readlink -f "$0")")
+cd "$here/../.."
+aegis=${1:-target/debug/aegis-ingest}
+if ! docker info >/dev/null 2>&1; then
+  echo '######## NOT TESTED: docker-compose.yml. No Docker engine answers here. ########' >&2
+  exit 77
+fi
+compose=(docker compose)
+if ! "${compose[@]}" version >/dev/null 2>&1; then
+  compose=("$("$here/tools.sh" debian docker-compose)/usr/libexec/docker/cli-plugins/docker-compose")
+fi
+project=aegis-test-$$
+# /dev/null: a developer's .env is no part of this.
+dc() { "${compose[@]}" --env-file /dev/null -p "$project" "$@"; }
+export STACK_VERSION=test STACK_SECRETS_DIR=$PWD/target/deploy/secrets-$$
+export STACK_PROMETHEUS_PORT=$((20000 + RANDOM % 5000)) STACK_CHROMA_PROXY_PORT=$((25000 + RANDOM % 5000))
+all=(--profile load --profile prometheus --profile proxy)
+clean() {
+  local status=$?
+  if [[ $status -ne 0 ]]; then
+    dc "${all[@]}" ps -a || true
+    dc "${all[@]}" logs --tail 12 --no-color app redis timescaledb 2>&1 | cut -c 1-250 || true
+  fi
+  [[ ${KEEP-} ]] || { dc "${all[@]}" down -v -t 30 >/dev/null 2>&1 || true; rm -rf "$STACK_SECRETS_DIR"; }
+  exit "$status"
+}
+trap clean EXIT
+trap 'exit 130' INT TERM
+
+began=$SECONDS passed=0
+ok() { passed=$((passed + 1)); printf '  ok  %4d s  %s\n' $((SECONDS - began)) "$1"; }
+fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
+eventually() { # WHAT SECONDS COMMAND…
+  local what=$1 until=$((SECONDS + $2))
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    [[ $SECONDS -lt $until ]] || fail "$what: not in time"
+    sleep 0.5
+  done
+  ok "$what"
+}
+quiet() { local out; out=$("$@" 2>&1) || { printf '%s\n' "$out" | tail -n 20 >&2; return 1; }; }
+up() { quiet dc up -d --wait "$@"; }
+secret() { cat "$STACK_SECRETS_DIR/$1"; }
+app() { dc exec -T app /usr/local/bin/aegis-ingest "$@"; }
+sql() { dc exec -T -e PGPASSWORD="$(secret postgres_reader)" timescaledb psql -qXAt -h 127.0.0.1 -U aegis_reader -d aegis -c "$1"; }
+redis() { dc exec -T -e REDISCLI_AUTH="$(secret redis_metrics)" redis redis-cli -e --no-auth-warning --user aegis-metrics "$@"; }
+address() { docker inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}' "$1" | cut -d ' ' -f 1; }
+chroma=/api/v2/tenants/default_tenant/databases/default_database/collections
+ask() { curl -fsS -m 5 "http://$(address "$(dc ps -q chromadb)"):8000$chroma$1"; }
+vectors() { ask "/$(ask '' | jq -r '.[] | select(.name == "interactions") | .id')/count"; }
+rows() { sql "SELECT count(*) FROM $1"; }
+hashes() { # as the worker counts them: one a session
+  sql 'SELECT session_id FROM sessions' | sed -n 1,50p | sed 's/.*/HMGET aegis:session:& status/' |
+    dc exec -T -e REDISCLI_AUTH="$(secret redis_worker)" redis redis-cli --no-auth-warning --user aegis-worker | grep -cE 'started|updated|ended'
+}
+# --no-deps: it would scale the app back to one.
+produce() { quiet dc run --rm -T --no-deps load produce "$@"; }
+settled() { # everything in the streams is in the stores
+  [[ $(rows interaction_logs) == "$(redis xlen aegis:interactions)" && $(rows session_events) == "$(redis xlen aegis:sessions)" &&
+    $(vectors) == "$(redis xlen aegis:embeddings)" ]]
+}
+stored() { echo "$(rows interaction_logs) $(rows session_events) $(rows sessions) $(vectors) $(redis xlen aegis:interactions) $(hashes)"; }
+unchanged() { [[ $(stored) == "$before" ]]; }
+
+"$here/images/build.sh" "$aegis"
+infra/secrets/generate "$STACK_SECRETS_DIR"
+echo "Up"
+up && ok "up -d --wait ends with all services healthy"
+for container in $(dc ps -q); do
+  docker inspect "$container" | jq -e '.[0] | .HostConfig.ReadonlyRootfs and (.HostConfig.CapDrop == ["ALL"]) and (.HostConfig.CapAdd == null)
+    and (.Config.User | test("^[1-9]")) and (.HostConfig.PortBindings | length == 0) and .HostConfig.Memory > 0 and .HostConfig.PidsLimit > 0
+    and .HostConfig.LogConfig.Config["max-size"] == "10m" and (.HostConfig.SecurityOpt | index("no-new-privileges:true"))' >/dev/null ||
+    fail "$(docker inspect -f '{{.Name}}' "$container") is less confined than it should be"
+done
+ok "each runs read-only, without capabilities, as a user of its own, within limits, and publishes nothing"
+quiet app check && ok "the worker reaches all three, SELECT 1 included"
+if dc exec -T app /bin/sh -c true >/dev/null 2>&1; then fail "the app's image has a shell"; fi
+ok "and there is no shell beside it"
+
+echo "Traffic"
+produce --count 3000 && ok "produce writes with the producer's user"
+eventually "all of it is in TimescaleDB and Chroma" 90 settled
+[[ $(hashes) -gt 0 ]] && ok "and sessions are in Redis, written and read back by the worker's user"
+up --scale app=3 && ok "--scale app=3"
+produce --count 9000 --rate 3000 # long enough for each to get a share
+eventually "all of it is there" 90 settled
+mapfile -t apps < <(dc ps -q app)
+read_by() { curl -fsS -m 5 -H "X-API-Key: $(secret scrape_key)" "http://$(address "$1"):9464/metrics" | awk '/^aegis_entries_read_total/ {n += $2} END {print n}'; }
+for container in "${apps[@]}"; do [[ $(read_by "$container") -gt 0 ]] || fail "$container read nothing"; done
+ok "three workers share it"
+[[ $(curl -s -m 5 -o /dev/null -w '%{http_code}' -H 'X-API-Key: wrong' "http://$(address "${apps[0]}"):9464/metrics") == 401 ]] && ok "a wrong API key gets 401"
+"$here/metrics_exist.sh" "http://$(address "${apps[0]}"):9464/metrics" "$(secret scrape_key)" && ok "the rules' and the dashboard's metrics are exported"
+
+echo "Prometheus and the proxy"
+quiet dc --profile prometheus --profile proxy up -d --wait --scale app=3
+prom() { curl -fsS -m 5 -G "http://127.0.0.1:$STACK_PROMETHEUS_PORT/api/v1/$1" "${@:2}"; }
+scraped() { [[ $(prom query --data-urlencode 'query=sum(up{job="aegis-ingest"})' | jq -r '.data.result[0].value[1]') == 3 ]]; }
+eventually "Prometheus scrapes three workers with the key" 60 scraped
+[[ $(prom rules | jq '[.data.groups[].rules[] | select(.type == "alerting")] | length') == $(grep -c 'alert:' infra/prometheus/rules.yml) ]] && ok "and has the alerts"
+[[ $(prom rules | jq '[.data.groups[].rules[] | select(.health == "err")] | length') == 0 ]] && ok "none of which fails"
+through() { curl -s -m 5 -o /dev/null -w '%{http_code}' "${@:2}" "http://127.0.0.1:$STACK_CHROMA_PROXY_PORT$1"; }
+token=$(secret chroma_token)
+[[ $(through "$chroma" -H "x-chroma-token: $token") == 200 ]] && ok "the proxy lets the token through"
+for other in '' "x${token}" "${token}x" "${token^^}" '.*'; do [[ $(through "$chroma" -H "x-chroma-token: $other") == 401 ]] || fail "the proxy lets '$other' through"; done
+[[ $(through "$chroma") == 401 ]] && ok "and nothing else"
+quiet dc --profile prometheus --profile proxy rm -sf prometheus chroma-proxy
+
+echo "Nothing is lost"
+groups() { for lane in interactions sessions embeddings; do redis xinfo groups "aegis:$lane"; done; }
+quiet dc stop app
+before=$(groups)
+quiet dc restart redis && up --no-deps redis
+# Redis skips what scripts and group reads wrote when its log is read with too few rights: see infra/redis/users.acl.
+[[ $(groups) == "$before" ]] && ok "Redis knows after a restart what was read and acknowledged"
+if dc logs redis 2>&1 | grep -F CRITICAL; then fail "Redis could not read its whole log"; fi
+up --scale app=3
+before=$(stored)
+quiet dc restart && up --scale app=3
+eventually "restart loses no row, key or vector ($before)" 90 unchanged
+quiet dc down -t 60 && up --scale app=3
+eventually "down and up loses no row, key or vector" 90 unchanged
+produce --count 3000 --rate 300 &
+traffic=$!
+for service in app redis timescaledb chromadb; do
+  container=$(dc ps -q "$service" | sed -n 1p)
+  # `docker kill` counts as a stop by hand, after which nothing restarts; a crash is a signal from elsewhere. Chroma is not killed
+  # in mid-write: that can ruin a collection for good, and nobody's healing mends it.
+  signal=KILL
+  [[ $service != chromadb ]] || signal=TERM
+  pid=$(docker inspect -f '{{.State.Pid}}' "$container")
+  kill -s "$signal" "$pid" || fail "this needs to signal the engine's processes: run it as root on the engine's machine"
+  # Between death and restart the pid is 0 and the old health still stands.
+  healed() {
+    local now
+    now=$(docker inspect -f '{{.State.Pid}} {{.State.Health.Status}}' "$container")
+    [[ $now == [1-9]*" healthy" && $now != "$pid "* ]]
+  }
+  eventually "$service heals by itself" 120 healed
+done
+# A producer that Redis left in the lurch may give up; what it was told is stored must be.
+wait "$traffic" || echo "      (the load ended with Redis)"
+produce --count 500
+eventually "and all that stands in the streams is in the stores" 120 settled
+
+echo "Health checks fail when they should"
+if dc exec -T redis /bin/sh -c 'echo wrong >/run/redis/redis_metrics; SECRETS_DIR=/run/redis exec /bin/sh /etc/aegis/healthcheck.sh' >/dev/null 2>&1; then
+  fail "Redis is healthy with a wrong password"
+fi
+ok "Redis's, with a wrong password"
+network=${project}_stores
+wrong=$(docker run --rm --network "$network" -e AEGIS_REDIS_URL=redis://aegis-worker:wrong@redis:6379 -e AEGIS_LANES=embeddings \
+  -e AEGIS_CHROMA_URL=http://chromadb:8000 "aegis-ingest:$STACK_VERSION" run 2>&1) && fail "a worker runs with a wrong password"
+[[ $wrong == *WRONGPASS* || $wrong == *refuses* ]] && ok "a worker with a wrong password ends and says so"
+database=$(dc ps -q timescaledb)
+kill -s STOP "$(docker inspect -f '{{.State.Pid}}' "$database")"
+if dc exec -T timescaledb /bin/sh /etc/aegis/healthcheck.sh >/dev/null 2>&1; then fail "PostgreSQL is healthy while it answers nobody"; fi
+kill -s CONT "$(docker inspect -f '{{.State.Pid}}' "$database")"
+ok "PostgreSQL's, while it takes no connection"
+docker pause "$database" >/dev/null
+unready() { ! app healthcheck; }
+eventually "the worker's, while PostgreSQL does not answer" 30 unready
+docker unpause "$database" >/dev/null
+ready() { app healthcheck; }
+eventually "which is ready again afterwards" 30 ready
+# A server on its socket alone, as during initdb, is not healthy.
+if dc exec -T timescaledb /bin/sh -c 'sed "s/127.0.0.1/127.0.0.2 -p 1/" /etc/aegis/healthcheck.sh | sh' >/dev/null 2>&1; then fail "healthy without TCP"; fi
+ok "PostgreSQL's, without TCP"
+quiet dc stop -t 60 app
+[[ $(docker inspect -f '{{.State.ExitCode}}' "${apps[0]}" 2>/dev/null || docker inspect -f '{{.State.ExitCode}}' "$(dc ps -aq app | sed -n 1p)") == 0 ]] && ok "workers drain and end with status 0"
+echo "$passed checks passed"

@@ -1,0 +1,248 @@
+#!/bin/bash
+# The roles of infra/timescale and the users of infra/redis, against real servers and with the real worker: each can do its
+# whole work, and nothing else. Needs infra/local/stack install; leaves nothing behind.
+#   tests/deploy/least_privilege.sh [PATH-OF-AEGIS-INGEST]
+# After "up" it stays and prints the addresses, for tests that want to run as these users:  least_privilege.sh --serve [PATH]
+set -euo pipefail
+repo=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd)
+cd "$repo"
+serve=''
+[[ ${1-} != --serve ]] || { serve=1; shift; }
+aegis=${1:-target/debug/aegis-ingest}
+in_root=infra/local/in-root
+
+name=lp-$$
+outside=$(infra/local/stack data-dir "$name")
+inside=/data/$name
+pids=()
+clean() {
+  local status=$?
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  wait 2>/dev/null || true
+  if [[ $status -ne 0 ]]; then tail -n 8 "$outside"/{worker,redis,postgres}.log >&2 || true; fi
+  rm -rf "$outside"
+  exit "$status"
+}
+trap clean EXIT
+trap 'exit 130' INT TERM
+
+free_port() {
+  local port
+  while port=$((20000 + RANDOM % 10000)); (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+  echo "$port"
+}
+redis_port=$(free_port) postgres_port=$(free_port) chroma_port=$(free_port) http_port=$(free_port)
+passed=0
+ok() { passed=$((passed + 1)); printf '  ok  %s\n' "$1"; }
+fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
+eventually() { # WHAT COMMAND…: within 30 s
+  local what=$1 i
+  shift
+  for ((i = 0; i < 150; i++)); do if "$@" >/dev/null 2>&1; then ok "$what"; return; fi; sleep 0.2; done
+  fail "$what: not within 30 s"
+}
+
+# ------------------------------------------------------------------------------------------------ secrets, servers
+infra/secrets/generate "$outside/secrets"
+secret() { cat "$outside/secrets/$1"; }
+
+mkdir -p "$outside"/{bin,redis,run,pg,chroma}
+cp infra/redis/redis.conf infra/timescale/roles.sql "$outside/"
+chmod -R a+rX "$outside"
+owner=$(stat -c %u:%g "$(dirname "$outside")")
+[[ $EUID -ne 0 ]] || chown -R "$owner" "$outside"
+# The real start.sh and the real files; only folders and the port differ.
+cat >"$outside/bin/redis-server" <<END
+#!/bin/sh
+shift
+exec "$repo/$in_root" redis-server $inside/redis.conf --dir $inside/redis --aclfile $inside/run/users.acl "\$@"
+END
+chmod +x "$outside/bin/redis-server"
+start_redis() { (umask 022; CONFIG_DIR=$repo/infra/redis SECRETS_DIR=$outside/secrets RUN_DIR=$outside/run PATH=$outside/bin:$PATH exec \
+  sh -c '. "$0"' <(sed 's/^umask 077/umask 022/' infra/redis/start.sh) --port "$redis_port" --bind 127.0.0.1 --maxmemory 256mb) >>"$outside/redis.log" 2>&1 & }
+start_redis
+redis_pid=$!
+pids+=("$redis_pid")
+
+template=$(infra/local/stack pg-template)
+cp -a "$template/." "$outside/pg/"
+rm -f "$outside/pg/.complete"
+[[ $EUID -ne 0 ]] || chown -R "$owner" "$outside/pg"
+# TCP and the socket ask for a password; the administrator comes in by a socket of its own folder.
+printf '%s\n' "local all postgres trust" "host all all 127.0.0.1/32 scram-sha-256" >"$outside/pg/pg_hba.conf"
+"$in_root" postgres -D "$inside/pg" -p "$postgres_port" -c "unix_socket_directories=$inside/pg" -c fsync=off >"$outside/postgres.log" 2>&1 &
+pids+=($!)
+"$in_root" chroma run --path "$inside/chroma" --host 127.0.0.1 --port "$chroma_port" >"$outside/chroma.log" 2>&1 &
+pids+=($!)
+
+redis() { # USER COMMAND…
+  local user=$1
+  shift
+  REDISCLI_AUTH=$(secret "redis_$user") "$in_root" redis-cli -e --no-auth-warning -p "$redis_port" --user "aegis-$user" "$@"
+}
+admin() { "$in_root" psql -qXAt -v ON_ERROR_STOP=1 -h "$inside/pg" -p "$postgres_port" -U postgres "$@"; }
+sql() { # ROLE STATEMENT
+  PGPASSWORD=$(secret "postgres_$1") "$in_root" psql -qXAt -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$postgres_port" -U "aegis_$1" -d lp -c "$2"
+}
+redis_url() { echo "redis://aegis-$1:$(secret "redis_$1")@127.0.0.1:$redis_port"; }
+database_url() { echo "postgres://aegis_$1:$(secret "postgres_$1")@127.0.0.1:$postgres_port/lp"; }
+roles() { SECRETS_DIR=$inside/secrets admin -d lp -f "$inside/roles.sql"; }
+
+echo "Servers"
+eventually "Redis knows the metrics user by the hash of its password" redis metrics ping
+eventually "PostgreSQL answers" admin -d postgres -c 'SELECT 1'
+admin -d postgres -c 'CREATE DATABASE lp'
+admin -d lp -c 'CREATE EXTENSION timescaledb'
+roles && roles && ok "roles.sql runs twice"
+
+# --------------------------------------------------------------------------------------------------------- the work
+export AEGIS_CHROMA_URL=http://127.0.0.1:$chroma_port AEGIS_LOG=warn AEGIS_HTTP_ADDR=127.0.0.1:$http_port
+cd "$outside" # no .env here
+[[ $aegis == /* ]] || aegis=$repo/$aegis
+in_root=$repo/$in_root
+export AEGIS_DATABASE_URL
+AEGIS_DATABASE_URL=$(database_url worker)
+if AEGIS_REDIS_URL=$(redis_url worker) "$aegis" migrate >/dev/null 2>&1; then fail "the worker's role may migrate"; fi
+ok "the worker's role may not migrate"
+AEGIS_DATABASE_URL=$(database_url migrator) AEGIS_REDIS_URL=$(redis_url worker) "$aegis" migrate >/dev/null && ok "the migrator migrates"
+[[ $(admin -d lp -c "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'") == aegis_owner ]] || fail "the owner does not own the tables"
+ok "and what it makes belongs to the owner"
+roles && ok "roles.sql grants on what exists"
+AEGIS_DATABASE_URL=$(database_url migrator) "$aegis" migrate >/dev/null && ok "the migrator comes again"
+
+export AEGIS_REDIS_URL AEGIS_MIGRATE_ON_START=false AEGIS_CLAIM_IDLE=2s
+AEGIS_REDIS_URL=$(redis_url worker)
+"$aegis" run >"$outside/worker.log" 2>&1 &
+worker=$!
+pids+=("$worker")
+
+if [[ $serve ]]; then
+  printf '%s\n' "AEGIS_REDIS_URL=$AEGIS_REDIS_URL" "AEGIS_DATABASE_URL=$AEGIS_DATABASE_URL" "AEGIS_CHROMA_URL=$AEGIS_CHROMA_URL" \
+    "PRODUCER_REDIS_URL=$(redis_url producer)" "OPERATOR_REDIS_URL=$(redis_url operator)"
+  wait "$worker"
+  exit
+fi
+
+echo "A worker with its least"
+ready() { (exec 3<>"/dev/tcp/127.0.0.1/$http_port" && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && read -r line <&3 && [[ $line == *' 200 '* ]]); }
+eventually "is ready" ready
+now=$(date -u +%FT%TZ) id=018f0000-0000-7000-8000-000000000001
+one="{\"event_id\":\"$id\",\"occurred_at\":\"$now\",\"session_id\":\"s1\",\"user_id\":\"u1\",\"transcript\":\"hello\",\"embedding\":[0.1,0.2,0.3]}"
+redis producer xadd aegis:interactions '*' json "$one" >/dev/null
+redis producer xadd aegis:interactions '*' json '{"session_id":"s1"}' >/dev/null
+for status in started updated ended; do
+  redis producer xadd aegis:sessions '*' json "{\"session_id\":\"s1\",\"user_id\":\"u1\",\"status\":\"$status\",\"state\":{\"at\":\"$status\"}}" >/dev/null
+done
+redis producer xadd aegis:embeddings '*' json '{"id":"v1","embedding":[0.3,0.2,0.1]}' >/dev/null
+is() { [[ $("${@:2}") == "$1" ]]; }
+eventually "writes interactions" is 1 sql reader "SELECT count(*) FROM interaction_logs"
+eventually "writes session events" is 3 sql reader "SELECT count(*) FROM session_events"
+eventually "merges sessions" is ended sql reader "SELECT status FROM sessions WHERE session_id = 's1'"
+eventually "sets aside what does not parse" is 1 redis operator xlen aegis:interactions:dead
+redis producer xadd aegis:interactions '*' json "$one" >/dev/null
+acknowledged() { redis keda xinfo groups "aegis:$1" | grep -A1 -x pending | grep -qx 0 && redis keda xinfo groups "aegis:$1" | grep -A1 -x lag | grep -qx 0; }
+for lane in interactions sessions embeddings; do eventually "settles $lane, a second copy and an inline vector included" acknowledged "$lane"; done
+is 1 sql reader "SELECT count(*) FROM interaction_logs" || fail "the second copy is a second row"
+[[ $(redis operator xlen aegis:embeddings) == 3 ]] || fail "the inline vectors did not go on"
+hash() { REDISCLI_AUTH=$(secret redis_worker) "$in_root" redis-cli --no-auth-warning -p "$redis_port" --user aegis-worker hmget aegis:session:s1 status; }
+is ended hash || fail "no session hash"
+ok "keeps session hashes"
+kill -KILL "$worker"
+wait "$worker" 2>/dev/null || true
+redis producer xadd aegis:sessions '*' json '{"session_id":"s2","user_id":"u1","status":"started"}' >/dev/null
+redis worker xreadgroup group aegis gone streams aegis:sessions '>' >/dev/null # a worker that dies with it
+"$aegis" run >>"$outside/worker.log" 2>&1 &
+worker=$!
+pids+=("$worker")
+eventually "takes over what a dead worker left" is 4 sql reader "SELECT count(*) FROM session_events"
+eventually "and acknowledges it" acknowledged sessions
+kill -TERM "$worker"
+wait "$worker" || fail "the worker did not leave with status 0"
+ok "drains and leaves the group on SIGTERM"
+if grep -E 'NOPERM|permission denied|42501|refuses' "$outside/worker.log"; then fail "the worker was refused something"; fi
+ok "and was refused nothing"
+
+# Redis reads its own log with the rights of the default user: too few, and it forgets what scripts and group reads wrote.
+known() { for lane in interactions sessions embeddings; do redis operator xinfo groups "aegis:$lane"; done; redis operator xlen aegis:interactions:dead; hash; }
+before=$(known)
+kill -KILL "$redis_pid"
+wait "$redis_pid" 2>/dev/null || true
+start_redis
+redis_pid=$!
+pids+=("$redis_pid")
+eventually "Redis comes back after a crash" redis metrics ping
+[[ $(known) == "$before" ]] || fail "Redis forgot: $before // $(known)"
+ok "and knows groups, dead letters and session hashes"
+
+# ---------------------------------------------------------------------------------------------------- nothing else
+echo "And nothing else: PostgreSQL"
+admin -d lp -c "CREATE TABLE other (secret text); INSERT INTO other VALUES ('x'); ALTER TABLE other OWNER TO aegis_owner"
+denied() { # ROLE STATEMENT
+  local error
+  if error=$(sql "$1" "$2" 2>&1); then fail "$1 may: $2"; fi
+  [[ $error == *'permission denied'* || $error == *'must be owner'* || $error == *'must be able to SET ROLE'* ||
+    $error == *'read-only transaction'* || $error == *'must have'* || $error == *'Only roles with'* ]] || fail "$1: $2: fails otherwise: $error"
+  ok "$1 may not: $2"
+}
+for statement in "SELECT * FROM interaction_logs" "SELECT * FROM session_events" "SELECT * FROM other" "SELECT * FROM refinery_schema_history" \
+  "INSERT INTO refinery_schema_history VALUES (9)" "DELETE FROM sessions" "TRUNCATE interaction_logs" "UPDATE interaction_logs SET intent = ''" \
+  "DELETE FROM interaction_logs" "ALTER TABLE sessions ADD x int" "DROP TABLE sessions" "CREATE TABLE mine (x int)" "CREATE SCHEMA mine" \
+  "SELECT drop_chunks('interaction_logs', now())" "SET ROLE aegis_owner" "COPY interaction_logs TO STDOUT" "COPY sessions TO PROGRAM 'true'" \
+  "CREATE ROLE mine" "ALTER ROLE aegis_worker SUPERUSER" "SELECT pg_read_file('/etc/passwd')"; do
+  denied worker "$statement"
+done
+for statement in "INSERT INTO sessions (session_id) VALUES ('x')" "DELETE FROM interaction_logs" "DROP TABLE sessions" "CREATE TABLE mine (x int)" \
+  "SET ROLE aegis_owner" "BEGIN READ WRITE; UPDATE sessions SET seq = 0" "CREATE TEMPORARY TABLE mine (x int)"; do
+  denied reader "$statement"
+done
+denied migrator "RESET ROLE; SET ROLE postgres"
+for role in aegis_owner postgres; do
+  if PGPASSWORD='' "$in_root" psql -qXAt -w -h 127.0.0.1 -p "$postgres_port" -U "$role" -d lp -c 'SELECT 1' >/dev/null 2>&1; then fail "$role logs in"; fi
+done
+ok "the owner cannot log in"
+
+echo "And nothing else: Redis"
+no() { # USER COMMAND…
+  local error
+  if error=$(redis "$@" 2>&1); then fail "$* is allowed"; fi
+  [[ $error == *NOPERM* || $error == *'ACL failure in script'* ]] || fail "$*: fails otherwise: $error"
+  ok "$1 may not: ${*:2}"
+}
+all=(get\ x "set aegis:x 1" "del aegis:interactions" "keys *" "flushall" "config get *" "acl list" "acl setuser x" "client list" "client kill 1.1.1.1:1"
+  "subscribe x" "shutdown" "script flush" "function list" "xtrim aegis:interactions maxlen 0" "xdel aegis:interactions 1-1"
+  "save" "replicaof no one" "module list" "monitor" "psync ? -1" "eval return(1) 0" "xadd other * a b" "hgetall other")
+for command in "${all[@]}"; do
+  read -ra words <<<"$command"
+  for user in producer worker operator metrics keda; do
+    case "$user $command" in
+      "worker eval"* | "operator eval"*) continue ;; # a script is no more than the commands in it: below
+    esac
+    no "$user" "${words[@]}" >/dev/null
+  done
+done
+ok "no user may any of: ${#all[@]} commands"
+for command in ping info "xlen aegis:interactions" "xrange aegis:interactions - +" "xread streams aegis:interactions 0" \
+  "xgroup destroy aegis:interactions aegis" "xadd aegis:interactions:dead * a b" "xadd aegis:session:s1 * a b" "hgetall aegis:session:s1"; do
+  read -ra words <<<"$command"
+  no producer "${words[@]}"
+done
+no worker xadd aegis:interactions '*' json '{}'
+no worker xadd aegis:sessions '*' json '{}'
+no worker xgroup destroy aegis:interactions aegis
+no worker xgroup setid aegis:interactions aegis 0
+no worker del aegis:session:s1
+no worker eval "return redis.call('set', KEYS[1], 1)" 1 aegis:sessions
+no worker eval "return redis.call('keys', '*')" 0
+no operator eval "return redis.call('xtrim', KEYS[1], 'MAXLEN', 0)" 1 aegis:sessions
+no operator hgetall aegis:session:s1
+no operator xreadgroup group aegis me streams aegis:sessions '>'
+no metrics xrange aegis:interactions - +
+no keda xrange aegis:interactions - +
+no keda xreadgroup group aegis me streams aegis:sessions '>'
+if "$in_root" redis-cli -e -p "$redis_port" ping >/dev/null 2>&1; then fail "somebody without a name may ping"; fi
+ok "nobody without a name"
+if REDISCLI_AUTH=wrong "$in_root" redis-cli -e --no-auth-warning -p "$redis_port" --user aegis-metrics ping >/dev/null 2>&1; then fail "a wrong password"; fi
+ok "nobody with a wrong password"
+redis operator xlen aegis:interactions >/dev/null && redis metrics xinfo stream aegis:sessions >/dev/null && redis keda xpending aegis:sessions aegis >/dev/null
+ok "operator, metrics and KEDA can do their work"
+echo "$passed checks passed"
