@@ -6,7 +6,7 @@ ARG RUST_VERSION=1.95.0
 FROM rust:${RUST_VERSION}-slim-trixie AS build
 WORKDIR /build
 # The list of dependencies goes into the binary itself: scanners (syft, grype, trivy, cargo audit bin) read it from there.
-RUN cargo install --locked --version 0.7.0 --root /opt/tools cargo-auditable
+RUN cargo install --locked --version 0.7.7 --root /opt/tools cargo-auditable
 ENV PATH=/opt/tools/bin:$PATH CARGO_INCREMENTAL=0
 
 COPY Cargo.toml Cargo.lock ./

@@ -1,4 +1,4 @@
-.PHONY: up down clean test demo bench
+.PHONY: up down clean test torture lint-infra test-privilege test-compose demo bench
 
 up: ## Install and start Redis, TimescaleDB and Chroma here (STACK=docker: with Docker)
 	@infra/local/stack up
@@ -16,6 +16,26 @@ test: ## All tests: unit, property and end-to-end, against servers that the test
 	@cargo test --locked --no-run
 	@echo "Running them; the end-to-end tests take some minutes …"
 	@cargo test --locked
+
+lint-infra: ## Compose file, image, rules, dashboard, chart, licences: linted, rendered, unit-tested
+	@tests/deploy/lint.sh
+
+test-privilege: ## The whole path with the least rights: roles of infra/timescale, users of infra/redis
+	@infra/local/stack install
+	@cargo build --locked
+	@tests/deploy/least_privilege.sh target/debug/aegis-ingest
+
+test-compose: ## docker-compose.yml as it is, with images that stand in where no registry is (needs a Docker engine)
+	@infra/local/stack install
+	@cargo build --locked
+	@tests/deploy/compose.sh target/debug/aegis-ingest
+
+torture: ## Ten minutes, 200 faults and more, then every event is looked for (AEGIS_TORTURE_SEED=N: a run again; AEGIS_TORTURE_SECONDS=N)
+	@infra/local/stack install
+	@echo "Building the program as it is released, and the test …"
+	@cargo build --locked --release
+	@cargo test --locked --no-run --test behaviour
+	@AEGIS_BIN=$(CURDIR)/target/release/aegis-ingest cargo test --locked --test behaviour -- --ignored --exact --nocapture torture::every_event_survives_ten_minutes_of_faults
 
 demo: ## All of it in one go: servers, build, 200,000 events, what became of them (KEEP=1: leave it running)
 	@infra/local/demo

@@ -170,7 +170,8 @@ async fn ready_schema(parts: &Parts) -> Result<(), Fatal> {
 async fn migrate(config: &crate::config::Database) -> Result<(), DatabaseError> {
     let migrated = schema::migrate(config).await?;
     tracing::info!(applied = ?migrated.applied, version = migrated.version, "the schema is up to date");
-    Ok(())
+    // A table that somebody dropped is not made again by migrations that were applied once.
+    find_schema(config).await
 }
 
 async fn find_schema(config: &crate::config::Database) -> Result<(), DatabaseError> {

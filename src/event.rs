@@ -18,7 +18,7 @@ mod payload;
 mod session;
 
 pub use decode::{Decode, Judge};
-pub use fields::collection_name;
+pub use fields::{collection_name, spoken};
 pub use json::json_to_msgpack;
 pub use payload::{Payload, each_event, event_alone};
 pub use session::{Folded, SessionState, Version, fold};

@@ -20,6 +20,7 @@ pub struct EntryId {
 
 impl EntryId {
     /// The greatest id below this one.
+    #[must_use]
     pub const fn before(self) -> Self {
         match (self.ms, self.seq) {
             (0, 0) => self,

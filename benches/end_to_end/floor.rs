@@ -55,24 +55,27 @@ pub fn read_and_acknowledge(redis_url: &str, stream: &str, group: &str) -> Resul
             }
         });
         let room = Arc::new(tokio::sync::Semaphore::new(SETTLING));
-        let mut gathered = (Vec::new(), Vec::new());
-        while let Some(delivered) = incoming.recv().await {
-            gathered.0.extend(delivered.entries.iter().map(|entry| entry.id));
-            gathered.1.push((delivered.entries, delivered.hold));
-            // What has come is acknowledged as soon as there is room; meanwhile more gathers, up to a batch.
-            while gathered.0.len() >= config.batch.rows_max || incoming.is_empty() {
-                let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return Ok(()) };
-                let (acks, held) = std::mem::take(&mut gathered);
-                let settler = Arc::clone(&settler);
-                tokio::spawn(async move {
-                    let mut settlement = Settlement { acks, ..Settlement::default() };
-                    if let Err(error) = settler.settle(&mut settlement).await {
-                        eprintln!("acknowledging: {error}");
-                    }
-                    drop((held, permit));
-                });
-                if gathered.0.is_empty() {
-                    break;
+        let (mut acks, mut held) = (Vec::new(), Vec::new());
+        loop {
+            tokio::select! {
+                biased;
+                // 1. What has come gathers, up to a batch.
+                chunk = incoming.recv(), if acks.len() < config.batch.rows_max => {
+                    let Some(delivered) = chunk else { break };
+                    acks.extend(delivered.entries.iter().map(|entry| entry.id));
+                    held.push((delivered.entries, delivered.hold));
+                }
+                // 2. Nothing more is there, or a batch is full: it is acknowledged as soon as there is room.
+                Ok(permit) = Arc::clone(&room).acquire_owned(), if !acks.is_empty() => {
+                    let (acks, held) = (std::mem::take(&mut acks), std::mem::take(&mut held));
+                    let settler = Arc::clone(&settler);
+                    tokio::spawn(async move {
+                        let mut settlement = Settlement { acks, ..Settlement::default() };
+                        if let Err(error) = settler.settle(&mut settlement).await {
+                            eprintln!("acknowledging: {error}");
+                        }
+                        drop((held, permit));
+                    });
                 }
             }
         }

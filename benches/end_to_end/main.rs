@@ -101,7 +101,7 @@ fn measure(asked: &Asked) -> Result<()> {
     println!("Starting Redis, PostgreSQL and Chroma …");
     let size = Size { quick: asked.quick, runs: if asked.quick { 3 } else { 5 } };
     let stage = Stage::start(size, python)?;
-    machine.extend(versions()?);
+    machine.extend(versions(&stage)?);
     let form = if asked.quick { "short form, medians of 3 runs" } else { "medians of 5 runs" };
     let mut report = Report { title: format!("aegis-ingest, end to end ({form})"), machine, rows: Vec::new() };
     for (i, (name, measure)) in ROWS.iter().enumerate().filter(|(_, (name, _))| asked.wants(name)) {
@@ -126,12 +126,23 @@ fn measure(asked: &Asked) -> Result<()> {
 }
 
 /// Versions of what runs.
-fn versions() -> Result<Vec<(&'static str, String)>> {
+fn versions(stage: &Stage) -> Result<Vec<(&'static str, String)>> {
+    let pinned = std::fs::read_to_string(servers::repository().join("infra/local/chroma.txt"))?;
     let of = |arguments: &[&str]| servers::output_of(servers::in_root(arguments));
     Ok(vec![
         ("aegis-ingest", env!("CARGO_PKG_VERSION").to_owned()),
         ("redis", of(&["redis-server", "--version"])?),
         ("postgresql", of(&["postgres", "--version"])?),
-        ("chroma", of(&["chroma", "--version"])?),
+        ("timescaledb", stage.text("aegis", "SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")?),
+        // The server's own word for its version is another one.
+        (
+            "chroma",
+            pinned
+                .lines()
+                .find_map(|line| line.strip_prefix("chromadb=="))
+                .unwrap_or("unknown")
+                .trim_matches([' ', '\\'])
+                .to_owned(),
+        ),
     ])
 }

@@ -66,7 +66,7 @@ pub fn drain(stage: &Stage, python: &Path, stream: &str, events: u64) -> Result<
     if drained.is_err() {
         let _ = child.kill();
     }
-    let status = wait_exit(&mut child, Duration::from_secs(60))?.context("the Python worker does not end")?;
+    let status = wait_exit(&mut child, Duration::from_mins(1))?.context("the Python worker does not end")?;
     let drained = drained?;
     ensure!(status.success(), "the Python worker ended with {status}");
     let rows = stage.number("aegis", "SELECT count(*) FROM interaction_logs")?;

@@ -36,10 +36,16 @@ pub fn cpu(pid: u32) -> f64 {
 
 /// CPU of a process and its children, gone ones included; seconds.
 pub fn cpu_with_children(pid: u32) -> f64 {
-    let Some((_, own, gone)) = stat(pid) else { return 0.0 };
-    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    own + gone + pids.filter_map(stat).filter(|(parent, ..)| *parent == pid).map(|(_, own, gone)| own + gone).sum::<f64>()
+    loop {
+        let Some((_, own, gone)) = stat(pid) else { return 0.0 };
+        let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let living: f64 = pids.filter_map(stat).filter(|(parent, ..)| *parent == pid).map(|(_, own, gone)| own + gone).sum();
+        // A child that ended meanwhile would count twice or not at all.
+        if stat(pid).is_none_or(|(.., now)| now <= gone) {
+            return own + gone + living;
+        }
+    }
 }
 
 /// The whole machine so far: seconds busy (what the host took away included) and altogether.

@@ -11,7 +11,7 @@ use super::process::{Used, Watched, pause_ms};
 use super::servers::{self, Server};
 
 /// A run that takes longer has hung.
-const RUN_MAX: Duration = Duration::from_secs(600);
+const RUN_MAX: Duration = Duration::from_mins(10);
 
 /// Unix milliseconds.
 pub fn now_ms() -> u64 {
@@ -123,6 +123,11 @@ impl Stage {
 
     /// One number.
     pub fn number(&self, database: &str, query: &str) -> Result<i64> {
+        self.runtime.block_on(async { Ok(connect(&self.own_database_url(database)).await?.query_one(query, &[]).await?.get(0)) })
+    }
+
+    /// One text.
+    pub fn text(&self, database: &str, query: &str) -> Result<String> {
         self.runtime.block_on(async { Ok(connect(&self.own_database_url(database)).await?.query_one(query, &[]).await?.get(0)) })
     }
 

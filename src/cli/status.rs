@@ -77,7 +77,7 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<ExitCode
         let read_on = say(&if in_place {
             // Home, the block, then away with what is left of the block before: no moment of an empty screen.
             let lines = block.replace('\n', "\x1b[K\n");
-            format!("\x1b[H{lines}every {}, Ctrl-C ends\x1b[J", config::spoken(interval.as_millis() as u64))
+            format!("\x1b[H{lines}every {}, Ctrl-C ends\x1b[J", crate::event::spoken(interval.as_millis() as u64))
         } else {
             format!("{block}{}", if args.json { "" } else { "\n" })
         })?;

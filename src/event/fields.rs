@@ -142,7 +142,7 @@ pub(super) fn head(event_id: Slot<'_>, occurred_at: Slot<'_>, origin: &Origin<'_
 #[cold]
 fn out_of_range(given: Option<i64>, how: &str, bound: Duration, variable: &str) -> Fault {
     let source = if given.is_some() { "`occurred_at`" } else { "`occurred_at` is absent, and the entry id's time" };
-    let bound = crate::config::spoken(bound.as_millis() as u64);
+    let bound = spoken(bound.as_millis() as u64);
     Fault::new(Code::TimeOutOfRange, format!("{source} is {how} than {variable} ({bound}) allows"))
 }
 
@@ -253,4 +253,14 @@ pub(super) fn metadata_key(key: &str) -> Result<(), Fault> {
         ));
     }
     Ok(())
+}
+
+/// The shortest way to write a number of milliseconds as a setting.
+pub fn spoken(ms: u64) -> String {
+    for (unit, unit_ms) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+        if ms >= unit_ms && ms.is_multiple_of(unit_ms) {
+            return format!("{}{unit}", ms / unit_ms);
+        }
+    }
+    format!("{ms}ms")
 }

@@ -76,8 +76,12 @@ pub(super) fn write_scalar(value: Value<'_>, out: &mut Vec<u8>) -> Result<(), &'
     match value {
         Value::Nil => out.extend_from_slice(b"null"),
         Value::Bool(value) => out.extend_from_slice(if value { b"true" } else { b"false" }),
-        Value::Int(value) => out.extend_from_slice(value.to_string().as_bytes()),
-        Value::UInt(value) => out.extend_from_slice(value.to_string().as_bytes()),
+        Value::Int(value) => {
+            let _ = serde_json::to_writer(&mut *out, &value);
+        }
+        Value::UInt(value) => {
+            let _ = serde_json::to_writer(&mut *out, &value);
+        }
         Value::Float(value) if value.is_finite() => {
             let _ = serde_json::to_writer(&mut *out, &value);
         }

@@ -40,31 +40,41 @@ pub fn each_event<'a>(
         Payload::MessagePack(bytes) => {
             let mut reader = Reader::new(bytes);
             let torn = |torn: super::msgpack::Torn| malformed(torn.to_string());
+            let complete = |reader: &Reader<'_>| match bytes.len() - reader.position() {
+                0 => Ok(()),
+                rest => Err(malformed(format!("{rest} bytes follow the end of the MessagePack value"))),
+            };
             let head = reader.read().map_err(torn)?;
-            let first = reader.position();
-            let containers = reader.skip_members(head).map_err(torn)?;
-            if !reader.is_done() {
-                let rest = bytes.len() - reader.position();
-                return Err(malformed(format!("{rest} bytes follow the end of the MessagePack value")));
-            }
-            match head {
-                Value::Map(_) => {
-                    each(0, bytes, if containers > super::DEPTH_MAX { judge_map(bytes) } else { Ok(bytes) });
-                    Ok(1)
-                }
-                Value::Array(len) if len as usize > ARRAY_MAX => Err(too_many(len as usize)),
-                Value::Array(len) => {
-                    let mut reader = Reader::new(bytes);
-                    let _ = reader.read();
-                    debug_assert_eq!(reader.position(), first);
-                    for index in 0..len {
-                        let (_, event) = reader.read_whole().map_err(torn)?;
-                        each(index, event, judge_map(event));
+            let Value::Array(len) = head else {
+                let containers = reader.skip_members(head).map_err(torn)?;
+                complete(&reader)?;
+                return match head {
+                    Value::Map(_) => {
+                        each(0, bytes, judge(head, bytes, containers));
+                        Ok(1)
                     }
-                    Ok(len)
+                    other => Err(malformed(format!("the payload is {}: a map or an array of maps is required", other.kind()))),
+                };
+            };
+            // The whole is looked through before the first event is taken; where each one ends is remembered from that.
+            let mut events = Vec::with_capacity((len as usize).min(ARRAY_MAX));
+            for index in 0..len as usize {
+                let from = reader.position();
+                let head = reader.read().map_err(torn)?;
+                let containers = reader.skip_members(head).map_err(torn)?;
+                if index < ARRAY_MAX {
+                    events.push((head, from, reader.position(), containers));
                 }
-                other => Err(malformed(format!("the payload is {}: a map or an array of maps is required", other.kind()))),
             }
+            complete(&reader)?;
+            if len as usize > ARRAY_MAX {
+                return Err(too_many(len as usize));
+            }
+            for (index, (head, from, to, containers)) in (0..).zip(events) {
+                let event = &bytes[from..to];
+                each(index, event, judge(head, event, containers));
+            }
+            Ok(len)
         }
         Payload::Json(bytes) => {
             let unreadable = |error: serde_json::Error| {
@@ -85,7 +95,7 @@ pub fn each_event<'a>(
                 let map = match text.first() {
                     Some(b'{') => json_to_msgpack(text, scratch)
                         .map_err(|problem| malformed(format!("the event's JSON cannot be used: {problem}")))
-                        .and_then(|()| judge_map(scratch)),
+                        .and_then(|()| judge(Value::Map(0), scratch, usize::MAX)),
                     _ => Err(malformed(NO_MAP)),
                 };
                 each(index as u32, text, map);
@@ -106,10 +116,15 @@ pub fn event_alone(payload: Payload<'_>, index: u32) -> Option<&[u8]> {
     found
 }
 
-fn judge_map(event: &[u8]) -> Result<&[u8], Fault> {
-    let torn = |torn: super::msgpack::Torn| malformed(torn.to_string());
-    if !matches!(Reader::new(event).read().map_err(torn)?, Value::Map(_)) {
+/// Judges one whole value, whose head and number of containers are known.
+#[inline]
+fn judge<'a>(head: Value<'_>, event: &'a [u8], containers: usize) -> Result<&'a [u8], Fault> {
+    if !matches!(head, Value::Map(_)) {
         return Err(malformed(NO_MAP));
     }
-    if too_deep(event).map_err(torn)? { Err(malformed(DEEP)) } else { Ok(event) }
+    // Fewer containers than levels cannot nest too deep: true of nearly every event, at the price of a count.
+    if containers > super::DEPTH_MAX && too_deep(event).map_err(|torn| malformed(torn.to_string()))? {
+        return Err(malformed(DEEP));
+    }
+    Ok(event)
 }

@@ -86,11 +86,13 @@ impl From<&tokio_postgres::Error> for DatabaseError {
         match &code.code()[..2] {
             // connection exception; transaction rollback (deadlock, serialization); insufficient resources (disk full, too many
             // connections); lock not available; operator intervention (shutdown, crash, starting up); system error; internal
-            // error of an extension; object not in prerequisite state. And the read-only transactions of a failover to a standby.
-            "08" | "40" | "53" | "55" | "57" | "58" | "XX" | "F0" | "25" => Self::Unavailable(text()),
+            // error; TimescaleDB's own; object not in prerequisite state. And the read-only transactions of a failover to a
+            // standby.
+            "08" | "40" | "53" | "55" | "57" | "58" | "XX" | "TS" | "F0" | "25" => Self::Unavailable(text()),
             "28" => Self::Refused(Refusal::User(text())),
-            // data exception, integrity constraint violation; a trigger's own refusal.
-            "22" | "23" | "44" | "P0" => Self::Data(text()),
+            // data exception, integrity constraint violation; a limit that this row exceeds, such as that of an index which a team
+            // added; a trigger's own refusal.
+            "22" | "23" | "44" | "54" | "P0" => Self::Data(text()),
             "3D" | "3F" => Self::Schema(text()),
             "42" if *code == SqlState::INSUFFICIENT_PRIVILEGE => Self::Refused(Refusal::User(text())),
             "42" if matches!(code.code(), "42P01" | "42703" | "42883" | "42704") => Self::Schema(text()),

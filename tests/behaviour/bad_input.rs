@@ -50,6 +50,7 @@ impl Body {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "a table of cases reads better without borrows")]
 fn data(name: &'static str, event: Mp, code: &'static str, words: &'static [&'static str]) -> Case {
     Case { name, body: Body::MessagePack(event.bytes()), code, words }
 }

@@ -1,5 +1,6 @@
 //! End-to-end tests: the real program against real servers, which the tests start themselves. A file a behaviour.
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::float_cmp, reason = "counters are whole numbers, and vectors are held against their bits")]
 
 mod support;
 

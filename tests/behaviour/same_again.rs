@@ -131,14 +131,18 @@ async fn twice_shuffled_in_arrays_and_as_json_end_alike() {
     let json_arrays = each(&|events| events.chunks(50).map(|pack| json_entry(&Json::Array(pack.to_vec()))).collect());
     let mut random = SmallRng::seed_from_u64(11);
     let mut shuffled = single.clone();
-    shuffled.iter_mut().for_each(|entries| entries.shuffle(&mut random));
+    for entries in &mut shuffled {
+        entries.shuffle(&mut random);
+    }
     let twice = single.clone().map(|entries| [entries.clone(), entries].concat());
     let mut everything =
         [single.clone(), arrays.clone(), json.clone(), json_arrays].into_iter().fold(twice.clone(), |mut all, more| {
             all.iter_mut().zip(more).for_each(|(all, more)| all.extend(more));
             all
         });
-    everything.iter_mut().for_each(|entries| entries.shuffle(&mut random));
+    for entries in &mut everything {
+        entries.shuffle(&mut random);
+    }
 
     let wanted = outcome("single", single, &ids).await;
     assert_eq!((wanted.interactions.len(), wanted.session_events.len(), wanted.sessions.len()), (300, 300, 17));

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::support::fold::{Update, sessions};
 use crate::support::proxy::{Mode, Proxy};
+use crate::support::space::Stores;
 use crate::support::wait::until_equal;
 use crate::support::{LONG, Space, Worker, send, servers, stores};
 
@@ -128,8 +129,9 @@ async fn an_ended_session_that_goes_on_has_no_end() {
 /// Two workers have written the table, and the one that was first reaches Redis last: its older state must not win the hash.
 #[tokio::test]
 async fn a_slow_worker_does_not_turn_a_hash_back() {
-    let proxy = Proxy::start(servers::redis().port()).await;
-    let direct = Space::new("slow_worker").await;
+    let server = std::thread::spawn(servers::OwnRedis::new).join().unwrap();
+    let proxy = Proxy::start(server.port()).await;
+    let direct = Space::with("slow_worker", Stores { redis_url: Some(server.url()), ..Stores::default() }).await;
     let slow_space = Space { redis_url: format!("redis://127.0.0.1:{}", proxy.port()), ..direct.clone() };
     // Nobody takes over what the slow one holds.
     let settings = [("AEGIS_LANES", "sessions"), ("AEGIS_REDIS_TIMEOUT", "2m"), ("AEGIS_CLAIM_IDLE", "10m")];
@@ -137,19 +139,26 @@ async fn a_slow_worker_does_not_turn_a_hash_back() {
     slow.ready().await;
     let (mut redis, database, locker) = (direct.redis().await, direct.database().await, direct.database().await);
     let (stream, key, now) = (direct.stream("sessions"), direct.session_key("s"), send::now_ms());
-    let event = |seq: i64, status: &str| {
-        json!({ "session_id": "s", "user_id": format!("u{seq}"), "status": status, "seq": seq, "occurred_at": now - 100 + seq, "state": { "seq": seq } })
-    };
+    let event = |seq: i64, status: &str| json!({ "session_id": "s", "user_id": format!("u{seq}"), "status": status, "seq": seq, "occurred_at": now - 100 + seq, "state": { "seq": seq } });
 
     // The table is held until Redis is out of the slow worker's reach: it commits, and its hash has to wait.
     locker.batch_execute("BEGIN; LOCK TABLE sessions IN SHARE ROW EXCLUSIVE MODE").await.unwrap();
     send::json(&mut redis, &stream, &event(1, "started")).await;
     let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'sessions'::regclass";
-    until_equal("the slow worker to wait for the table", LONG, 1, async || database.query_one(waits, &[]).await.unwrap().get::<_, i64>(0)).await;
+    until_equal("the slow worker to wait for the table", LONG, 1, async || {
+        database.query_one(waits, &[]).await.unwrap().get::<_, i64>(0)
+    })
+    .await;
     proxy.set(Mode::Blackhole);
     locker.batch_execute("COMMIT").await.unwrap();
     until_equal("its row", LONG, 1, async || stores::count(&database, "sessions").await).await;
 
+    // What the slow one asked Redis for before it was cut off must not be given the next entry.
+    until_equal("no worker to wait for entries", LONG, true, async || {
+        let clients: String = redis::cmd("INFO").arg("clients").query_async(&mut redis).await.unwrap();
+        clients.contains("blocked_clients:0")
+    })
+    .await;
     let quick = Worker::start(&direct, &settings);
     send::json(&mut redis, &stream, &event(2, "ended")).await;
     let seq = async |redis: &mut redis::aio::MultiplexedConnection| stores::session_hash(redis, &key).await.get("seq").cloned();

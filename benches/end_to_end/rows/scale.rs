@@ -43,6 +43,7 @@ pub fn memory(stage: &Stage) -> Result<Row> {
     })?;
     let peak = worker.rss_max_mib();
     worker.stop()?;
+    row.notes.push("One run: it is as long as ten others.".to_owned());
     let quarter = samples.len() / 4;
     ensure!(quarter > 0, "too few looks at the memory");
     let (second, last) = (median(&samples[quarter..2 * quarter]), median(&samples[3 * quarter..]));

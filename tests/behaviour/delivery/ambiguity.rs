@@ -114,7 +114,11 @@ async fn the_answer_to_setting_aside_is_lost() {
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &bad).await;
     until_lost(&relay).await;
     settled(&direct, &["interactions"]).await;
-    let mut sources: Vec<_> = stores::dead_letters(&mut direct.redis().await, &direct.dead("interactions")).await.iter().map(|letter| letter.text("src_id")).collect();
+    let mut sources: Vec<_> = stores::dead_letters(&mut direct.redis().await, &direct.dead("interactions"))
+        .await
+        .iter()
+        .map(|letter| letter.text("src_id"))
+        .collect();
     sources.sort_unstable();
     sources.dedup();
     assert_eq!(sources.len(), 20);

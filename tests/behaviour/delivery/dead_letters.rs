@@ -97,7 +97,8 @@ async fn a_replayed_one_keeps_its_identity_and_is_removed_once_it_is_back() {
     settled(&space, &["interactions"]).await;
     assert_eq!(list(&space, &[]).len(), 0);
 
-    let mut rows: Vec<_> = stores::interactions(&database).await.into_iter().map(|row| (row.session_id, row.event_id, row.occurred_at_us)).collect();
+    let mut rows: Vec<_> =
+        stores::interactions(&database).await.into_iter().map(|row| (row.session_id, row.event_id, row.occurred_at_us)).collect();
     rows.sort();
     let wanted = |n: usize| {
         let entry = &entries[n / 3];
@@ -166,7 +167,9 @@ async fn an_entry_that_two_workers_have_in_hand_is_set_aside_once() {
     lock.release().await;
     settled(&space, &["interactions"]).await;
     until("both to have judged them", SOON, async || {
-        let judged = async |worker: &Worker| worker.metrics().await.get("aegis_events_dead_total", &[("lane", "interactions"), ("code", "rejected")]);
+        let judged = async |worker: &Worker| {
+            worker.metrics().await.get("aegis_events_dead_total", &[("lane", "interactions"), ("code", "rejected")])
+        };
         (judged(&frozen).await == 20.0 && judged(&heir).await == 20.0).then_some(())
     })
     .await;

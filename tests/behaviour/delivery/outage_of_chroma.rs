@@ -14,7 +14,9 @@ use crate::support::{LONG, SOON, Space, Worker, send, stores, until};
 const LANE: (&str, &str) = ("AEGIS_LANES", "embeddings");
 
 fn vectors(numbers: std::ops::Range<usize>) -> Vec<serde_json::Value> {
-    numbers.map(|n| json!({"id": format!("v{n}"), "embedding": [n as f32 + 0.5, 1.0, 2.0], "document": format!("d{n}")})).collect()
+    numbers
+        .map(|n| json!({"id": format!("v{n}"), "embedding": [n as f32 + 0.5, 1.0, 2.0], "document": format!("d{n}")}))
+        .collect()
 }
 
 async fn send_vectors(space: &Space, numbers: std::ops::Range<usize>) {
@@ -96,7 +98,7 @@ async fn server_faults_are_waited_out_whatever_their_status() {
         let failing = server_that_says(status, body).await;
         let space = Space::new(&format!("chroma_{status}")).await;
         let broken = Space { chroma_url: format!("http://127.0.0.1:{failing}"), ..space.clone() };
-        let mut worker = Worker::start(&broken, &[LANE, ("AEGIS_CLAIM_IDLE", "1s")]);
+        let mut worker = Worker::start(&broken, &[LANE, ("AEGIS_CLAIM_IDLE", "1s"), ("AEGIS_DRAIN_TIMEOUT", "100ms")]);
         send_vectors(&space, 0..20).await;
         until_retries(&worker, "embeddings", "chroma", 3.0).await;
         assert_eq!(stores::length(&mut space.redis().await, &space.dead("embeddings")).await, 0, "{status} is no event's fault");
@@ -113,10 +115,15 @@ async fn a_collection_that_is_deleted_in_mid_flight_is_made_again() {
     worker.ready().await;
     send_vectors(&space, 0..10).await;
     settled(&space, &["embeddings"]).await;
-    let url = format!("{}/api/v2/tenants/default_tenant/databases/default_database/collections/{}", space.chroma_url, space.collection);
+    let url =
+        format!("{}/api/v2/tenants/default_tenant/databases/default_database/collections/{}", space.chroma_url, space.collection);
+    aegis_ingest::tls::install_provider();
     let deleted = reqwest::Client::new().delete(url).send().await.unwrap();
     assert!(deleted.status().is_success(), "{deleted:?}");
     send_vectors(&space, 10..20).await;
     settled(&space, &["embeddings"]).await;
-    until("the later vectors", LONG, async || (stores::record_count(&space.chroma(), &space.collection).await == 10).then_some(())).await;
+    until("the later vectors", LONG, async || {
+        (stores::record_count(&space.chroma(), &space.collection).await == 10).then_some(())
+    })
+    .await;
 }

@@ -56,7 +56,7 @@ async fn a_session_update_that_the_table_refuses_leaves_no_trace_in_its_session(
         session_id: format!("session-{}", n % 7),
         user_id: format!("user-{n}"),
         status: ["started", "updated", "ended"][n as usize % 3].to_owned(),
-        seq: Some(if n % 20 == 0 { 666 } else { i64::from(n % 50) }),
+        seq: Some(if n.is_multiple_of(20) { 666 } else { i64::from(n % 50) }),
         state: Some(json!({"n": n})),
     };
     let updates: Vec<_> = (0..300).map(update).collect();
@@ -76,6 +76,27 @@ async fn a_session_update_that_the_table_refuses_leaves_no_trace_in_its_session(
     let letters = stores::dead_letters(&mut redis, &space.dead("sessions")).await;
     assert_eq!(letters.len(), updates.len() - good.len());
     assert!(letters.iter().all(|letter| letter.text("code") == "rejected"));
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_long_for_an_index_of_the_teams_own_is_set_aside() {
+    let space = Space::new("long_for_index").await;
+    let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
+    let database = space.database().await;
+    database.batch_execute("CREATE INDEX ON interaction_logs (transcript)").await.unwrap();
+    let mut events = interactions(0..100);
+    // Nothing that compression makes short.
+    let long: String = (0..20_000).map(|_| char::from(rand::random_range(b'a'..=b'z'))).collect();
+    events[60]["transcript"] = json!(long);
+    send::many(&mut redis, &stream, &send::packed(&events, 10)).await;
+    let _worker = Worker::start(&space, &[("AEGIS_LANES", "interactions")]);
+    settled(&space, &["interactions"]).await;
+    assert_eq!(stores::count(&database, "interaction_logs").await, 99);
+    let letters = stores::dead_letters(&mut redis, &space.dead("interactions")).await;
+    assert_eq!(
+        letters.iter().map(|letter| (letter.text("code"), letter.index())).collect::<Vec<_>>(),
+        [("rejected".to_owned(), 0)]
+    );
 }
 
 /// The key of the advisory lock that the killer's row waits for: what the worker "does" with the killer in hand.

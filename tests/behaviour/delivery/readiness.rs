@@ -47,7 +47,8 @@ async fn follows(component: &str, away: Mode) {
     throughout(Duration::from_secs(3), async || assert_eq!(status(&worker, "/readyz").await, 503)).await;
     proxy.set(Mode::Pass);
     let began = Instant::now();
-    until("it to be ready again", Duration::from_secs(10), async || (status(&worker, "/readyz").await == 200).then_some(())).await;
+    until("it to be ready again", Duration::from_secs(10), async || (status(&worker, "/readyz").await == 200).then_some(()))
+        .await;
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     throughout(Duration::from_secs(3), async || assert_eq!(status(&worker, "/readyz").await, 200)).await;
 }

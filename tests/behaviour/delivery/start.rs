@@ -23,7 +23,8 @@ async fn a_wrong_database_password_ends_it() {
     let space = Space::new("start_pg_password").await;
     let url = space.database_url.replace("aegis:aegis@", "aegis:wrong-secret@");
     gives_up(Worker::start(&space, &[("AEGIS_DATABASE_URL", url.as_str())]), "password").await;
-    gives_up(Worker::start(&space, &[("AEGIS_DATABASE_URL", url.as_str()), ("AEGIS_MIGRATE_ON_START", "false")]), "password").await;
+    gives_up(Worker::start(&space, &[("AEGIS_DATABASE_URL", url.as_str()), ("AEGIS_MIGRATE_ON_START", "false")]), "password")
+        .await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Entries of dead workers are taken over; those of living ones never.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::kit::{TableLock, consumers, each_is_one_row, interactions, pending, send_each, settled, throughout, until_pending};
@@ -70,21 +71,33 @@ const BACKLOG: usize = 60_000;
 
 #[tokio::test]
 async fn a_living_worker_is_not_robbed_however_long_the_database_is_away() {
+    const IDLE: Duration = Duration::from_secs(3);
     let space = Space::new("not_robbed").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
     send_each(&mut redis, &stream, &interactions(0..BACKLOG)).await;
     let lock = TableLock::take(&space, "interaction_logs").await;
     let settings = |name| [("AEGIS_CLAIM_IDLE", "3s"), ("AEGIS_LANES", "interactions"), ("AEGIS_CONSUMER", name)];
-    let (first, second) = (Worker::start(&space, &settings("first")), Worker::start(&space, &settings("second")));
-    until("both to have entries", LONG, async || {
-        let all = pending(&mut redis, &stream).await;
-        ["first", "second"].iter().all(|name| all.iter().any(|it| it.consumer == *name)).then_some(())
-    })
-    .await;
-    throughout(Duration::from_secs(10), async || {
-        let all = pending(&mut redis.clone(), &stream).await;
+    let not_robbed = async |redis: &mut redis::aio::MultiplexedConnection| {
+        let all = pending(redis, &stream).await;
         let robbed: Vec<_> = all.iter().filter(|it| it.deliveries > 1).take(3).collect();
         assert!(robbed.is_empty(), "delivered a second time although their worker lives: {robbed:?}");
+        all
+    };
+    let first = Worker::start(&space, &settings("first"));
+    until_pending(&mut redis, &stream, 5_000).await;
+    // Its hands are full, and what else was delivered to it is still on its way.
+    throughout(2 * IDLE, async || drop(not_robbed(&mut redis.clone()).await)).await;
+    let owned: HashSet<_> = pending(&mut redis, &stream).await.into_iter().map(|it| it.id).collect();
+    // The second has both hands free.
+    let second = Worker::start(&space, &settings("second"));
+    until("the second to have entries", LONG, async || {
+        pending(&mut redis, &stream).await.iter().any(|it| it.consumer == "second").then_some(())
+    })
+    .await;
+    throughout(3 * IDLE, async || {
+        let all = not_robbed(&mut redis.clone()).await;
+        let stolen = all.iter().filter(|it| it.consumer == "second").find(|it| owned.contains(&it.id));
+        assert_eq!(stolen, None, "it belongs to the first, which lives");
     })
     .await;
     lock.release().await;

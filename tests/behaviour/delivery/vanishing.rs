@@ -54,10 +54,8 @@ async fn flushall_while_entries_are_in_hand_stops_nobody() {
         until_pending(&mut redis, &stream, 100).await;
         do_to(&mut redis, &["FLUSHALL"]).await;
         lock.release().await;
-        until("the group", LONG, async || {
-            crate::support::stores::lag_and_pending(&mut redis, &stream, "aegis").await.map(drop)
-        })
-        .await;
+        until("the group", LONG, async || crate::support::stores::lag_and_pending(&mut redis, &stream, "aegis").await.map(drop))
+            .await;
     }
     settled(&space, &["interactions"]).await;
     // What was in hand is written although nothing is left to acknowledge.

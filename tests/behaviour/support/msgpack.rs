@@ -120,7 +120,9 @@ impl Mp {
                     out.push(0xdd);
                     out.extend((values.len() as u32).to_be_bytes());
                 }
-                values.iter().for_each(|value| value.write(out));
+                for value in values {
+                    value.write(out);
+                }
             }
             Self::Map(pairs) => {
                 if pairs.len() < 16 {

@@ -18,9 +18,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::wait::until_blocking;
 
 /// How long a server may take to answer after its start; PostgreSQL may have a crash to recover from.
-const START_MAX: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_mins(1);
 /// How long it may take to end.
-const STOP_MAX: Duration = Duration::from_secs(60);
+const STOP_MAX: Duration = Duration::from_mins(1);
 
 /// The repository.
 pub fn repository() -> &'static Path {

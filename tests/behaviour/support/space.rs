@@ -34,6 +34,7 @@ pub struct Space {
 
 /// The stores of a space; shared ones unless said otherwise.
 #[derive(Default)]
+#[allow(clippy::struct_field_names, reason = "they are the settings of these names")]
 pub struct Stores {
     /// Address of Redis.
     pub redis_url: Option<String>,
@@ -138,7 +139,7 @@ fn blocking<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 pub async fn connect_redis(url: &str) -> MultiplexedConnection {
     let config = redis::AsyncConnectionConfig::new()
         .set_connection_timeout(Some(Duration::from_secs(10)))
-        .set_response_timeout(Some(Duration::from_secs(60)));
+        .set_response_timeout(Some(Duration::from_mins(1)));
     let client = redis::Client::open(url).expect("a usable address");
     client.get_multiplexed_async_connection_with_config(&config).await.expect("Redis")
 }

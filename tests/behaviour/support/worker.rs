@@ -18,6 +18,11 @@ use super::wait::{LONG, until, until_equal};
 /// The program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_aegis-ingest");
 
+/// The program that the tests run: [`PROGRAM`], or another build of it that `AEGIS_BIN` names.
+fn program() -> std::ffi::OsString {
+    std::env::var_os("AEGIS_BIN").filter(|path| !path.is_empty()).unwrap_or_else(|| PROGRAM.into())
+}
+
 /// Where the program finds nothing that the test did not put there: no `.env`, no variable.
 fn bare(directory: &TempDir) -> Command {
     // Ends with this process, however that ends; see `spawn`.
@@ -25,10 +30,10 @@ fn bare(directory: &TempDir) -> Command {
     let mut command = match setpriv {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
-            command.args(["--pdeathsig", "KILL", PROGRAM]);
+            command.args(["--pdeathsig", "KILL"]).arg(program());
             command
         }
-        None => Command::new(PROGRAM),
+        None => Command::new(program()),
     };
     command.env_clear().current_dir(directory.path()).stdin(Stdio::null());
     command
@@ -48,7 +53,7 @@ pub fn command_in(directory: &TempDir, arguments: &[&str], settings: &[(&str, &s
     let pid = child.id();
     let (done, waiter) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(child.wait_with_output()));
-    match waiter.recv_timeout(Duration::from_secs(60)) {
+    match waiter.recv_timeout(Duration::from_mins(1)) {
         Ok(output) => output.expect("a child of ours"),
         Err(_) => {
             let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), Signal::KILL);

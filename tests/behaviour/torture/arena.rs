@@ -125,7 +125,7 @@ impl Arena {
                     let minutes = began.elapsed().as_secs();
                     say(&format!(
                         "  {} min {:02} s: {} events issued, {} faults survived, {}",
-                        minutes / 60, minutes % 60, ledger.len(), done.load(Ordering::Relaxed), self.backlog().await
+                        minutes / 60, minutes % 60, ledger.count(), done.load(Ordering::Relaxed), self.backlog().await
                     ));
                 }
             }

@@ -29,7 +29,7 @@ use self::producer::Ledger;
 /// Highest resident memory of a worker.
 const MEMORY_MAX: u64 = 96 << 20;
 /// How long the workers may take to finish what is there when everything is well again.
-const CALM_MAX: Duration = Duration::from_secs(180);
+const CALM_MAX: Duration = Duration::from_mins(3);
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name)
@@ -82,7 +82,7 @@ async fn torture(length: Duration, faults_min: usize) {
     let total: usize = survived.values().sum();
     say(&format!(
         "seed {seed}: {events}; {total} faults; peak memory of a worker {:.1} MiB\n{table}",
-        memory_max as f64 / 1048576.0
+        memory_max as f64 / f64::from(1 << 20)
     ));
     if total < faults_min && setting("AEGIS_TORTURE_SECONDS").is_none() {
         offences.push(format!("{total} faults took place: at least {faults_min} are wanted"));

@@ -81,8 +81,8 @@ impl Ledger {
     }
 
     /// How many so far.
-    pub fn len(&self) -> u64 {
-        self.next.load(Ordering::Relaxed)
+    pub fn count(&self) -> usize {
+        self.events.lock().unwrap().iter().flatten().count()
     }
 }
 

@@ -133,6 +133,7 @@ fn head(event: &Event, copies: &[Copy], stream: &str) -> (Option<Uuid>, Option<i
     (event.event_id().or(derived), event.occurred_at_us().or(time))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "callers read better without a reference at each value")]
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, wanted: T, found: T) -> Result<(), String> {
     if wanted == found { Ok(()) } else { Err(format!("{what} is to be {wanted:?} and is {found:?}")) }
 }
