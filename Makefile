@@ -35,7 +35,8 @@ torture: ## Ten minutes, 200 faults and more, then every event is looked for (AE
 	@echo "Building the program as it is released, and the test …"
 	@cargo build --locked --release
 	@cargo test --locked --no-run --test behaviour
-	@AEGIS_BIN=$(CURDIR)/target/release/aegis-ingest cargo test --locked --test behaviour -- --ignored --exact --nocapture torture::every_event_survives_ten_minutes_of_faults
+	@AEGIS_BIN=$(CURDIR)/target/release/aegis-ingest AEGIS_TORTURE_SECONDS=$${AEGIS_TORTURE_SECONDS:-540} \
+		cargo test --locked --test behaviour -- --exact --nocapture torture::every_event_survives_the_faults
 
 demo: ## All of it in one go: servers, build, 200,000 events, what became of them (KEEP=1: leave it running)
 	@infra/local/demo

@@ -11,6 +11,7 @@ mod decoding;
 mod delivery;
 mod endpoints;
 mod inline_embedding;
+mod readme;
 mod same_again;
 mod schema;
 mod sessions_property;

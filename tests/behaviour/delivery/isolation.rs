@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::kit::{each_is_one_row, interactions, send_each, settled, until_pending, until_retries};
+use super::kit::{at_work, each_is_one_row, interactions, send_each, settled, until_pending, until_retries};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{LONG, Space, Worker, send, servers, stores, until};
 
@@ -18,7 +18,7 @@ async fn chroma_down_does_not_hold_up_interactions() {
     let proxy = Proxy::start(servers::chroma().port()).await;
     let space = Space { chroma_url: format!("http://127.0.0.1:{}", proxy.port()), ..direct.clone() };
     let worker = Worker::start(&space, &[]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let mut redis = space.redis().await;
     let write = async |redis: &mut redis::aio::MultiplexedConnection, from: usize| {
         let began = Instant::now();
@@ -52,7 +52,7 @@ async fn postgres_down_does_not_stop_embeddings() {
     let database_url = direct.database_url.replace(&format!(":{}/", servers::postgres().port()), &format!(":{}/", proxy.port()));
     let space = Space { database_url, ..direct.clone() };
     let worker = Worker::start(&space, &[]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     proxy.set(Mode::Refuse);
     let mut redis = space.redis().await;
     send_each(&mut redis, &space.stream("interactions"), &interactions(0..500)).await;
@@ -74,7 +74,7 @@ async fn postgres_down_with_a_large_backlog_fills_no_memory() {
     let database_url = direct.database_url.replace(&format!(":{}/", servers::postgres().port()), &format!(":{}/", proxy.port()));
     let space = Space { database_url, ..direct.clone() };
     let worker = Worker::start(&space, &[("AEGIS_LANES", "interactions")]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     proxy.set(Mode::Refuse);
     // Some 150 MB, in entries of twenty events.
     let transcript = "what was said ".repeat(80);

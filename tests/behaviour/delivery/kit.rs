@@ -70,6 +70,14 @@ pub async fn consumers(redis: &mut MultiplexedConnection, stream: &str) -> Vec<S
     names
 }
 
+/// Waits until a worker is ready and reads a lane: the components answer before the schema was looked at.
+pub async fn at_work(space: &Space, worker: &Worker, lane: &str) {
+    worker.ready().await;
+    let mut redis = space.redis().await;
+    until("the worker to read", LONG, async || (!consumers(&mut redis, &space.stream(lane)).await.is_empty()).then_some(()))
+        .await;
+}
+
 /// Waits until at least so many entries are pending.
 pub async fn until_pending(redis: &mut MultiplexedConnection, stream: &str, least: i64) {
     until(&format!("{least} pending entries in {stream}"), LONG, async || {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::kit::{
-    TableLock, aside, each_is_one_row, interactions, lines, retries, send_each, settled, told, until_retries, waits,
+    TableLock, aside, at_work, each_is_one_row, interactions, lines, retries, send_each, settled, told, until_retries, waits,
 };
 use crate::support::proxy::{Direction, Mode, Proxy};
 use crate::support::servers::{self, OwnPostgres};
@@ -36,7 +36,7 @@ async fn a_server_that_is_stopped_for_a_while_is_waited_for() {
     let mut own = aside(OwnPostgres::new);
     let space = Space::with("pg_stopped", Stores { database_url: Some(own.url("aegis")), ..Stores::default() }).await;
     let worker = Worker::start(&space, &[LANE]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
     send_each(&mut redis, &stream, &interactions(0..50)).await;
     settled(&space, &["interactions"]).await;
@@ -54,7 +54,7 @@ async fn immediate_restarts_under_load_lose_nothing() {
     let mut own = aside(OwnPostgres::new);
     let space = Space::with("pg_immediate", Stores { database_url: Some(own.url("aegis")), ..Stores::default() }).await;
     let worker = Worker::start(&space, &[LANE, ("AEGIS_BATCH_ROWS", "200")]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
     for round in 0..3 {
         send_each(&mut redis, &stream, &interactions(round * 5_000..(round + 1) * 5_000)).await;
@@ -70,7 +70,7 @@ async fn immediate_restarts_under_load_lose_nothing() {
 async fn refused_connections_are_waited_out() {
     let (space, proxy, direct) = behind_proxy("pg_refused").await;
     let worker = Worker::start(&space, &[LANE]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     proxy.set(Mode::Refuse);
     send_each(&mut space.redis().await, &space.stream("interactions"), &interactions(0..300)).await;
     until_retries(&worker, "interactions", "database", 5.0).await;
@@ -84,7 +84,7 @@ async fn refused_connections_are_waited_out() {
 async fn connections_that_are_reset_in_mid_copy_leave_no_row_twice() {
     let (space, proxy, direct) = behind_proxy("pg_reset").await;
     let worker = Worker::start(&space, &[LANE]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
     for round in 0..8_usize {
         // A thousand rows are some 100 kB.
@@ -102,7 +102,7 @@ async fn a_server_that_answers_no_more_is_left_at_the_deadline() {
     let (space, proxy, direct) = behind_proxy("pg_silent").await;
     let settings = [LANE, ("AEGIS_DATABASE_WRITE_TIMEOUT", "500ms"), ("AEGIS_DATABASE_CONNECT_TIMEOUT", "500ms")];
     let worker = Worker::start(&space, &settings);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
     send_each(&mut redis, &stream, &interactions(0..10)).await;
     settled(&space, &["interactions"]).await;
@@ -119,7 +119,7 @@ async fn a_server_that_answers_no_more_is_left_at_the_deadline() {
 async fn a_copy_that_waits_for_a_lock_is_ended_at_the_deadline_and_tried_again() {
     let space = Space::new("pg_locked").await;
     let worker = Worker::start(&space, &[LANE, ("AEGIS_DATABASE_WRITE_TIMEOUT", "500ms")]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let lock = TableLock::take(&space, "interaction_logs").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
     send_each(&mut redis, &stream, &interactions(0..100)).await;
@@ -138,7 +138,7 @@ async fn a_copy_that_waits_for_a_lock_is_ended_at_the_deadline_and_tried_again()
 async fn a_backend_that_is_terminated_in_mid_copy_is_replaced() {
     let space = Space::new("pg_terminated").await;
     let worker = Worker::start(&space, &[LANE]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
     let database = space.database().await;
     for round in 0..4_usize {
@@ -162,7 +162,7 @@ async fn too_many_connections_are_waited_out() {
     let own = aside(|| OwnPostgres::with(&["max_connections=20"]));
     let space = Space::with("pg_full", Stores { database_url: Some(own.url("aegis")), ..Stores::default() }).await;
     let worker = Worker::start(&space, &[LANE]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let database = space.database().await;
     // All the others are taken, and the worker's own are ended.
     let mut crowd = Vec::new();
@@ -189,7 +189,7 @@ async fn too_many_connections_are_waited_out() {
 async fn a_table_that_vanishes_in_mid_flight_is_waited_for() {
     let space = Space::new("pg_no_table").await;
     let worker = Worker::start(&space, &[LANE]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let database = space.database().await;
     database.batch_execute("ALTER TABLE interaction_logs RENAME TO elsewhere").await.unwrap();
     send_each(&mut space.redis().await, &space.stream("interactions"), &interactions(0..100)).await;
@@ -206,7 +206,7 @@ async fn a_password_that_changes_in_mid_flight_is_waited_for() {
     let own = aside(OwnPostgres::new);
     let space = Space::with("pg_password", Stores { database_url: Some(own.url("aegis")), ..Stores::default() }).await;
     let mut worker = Worker::start(&space, &[LANE]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     let database = space.database().await;
     database.batch_execute("ALTER ROLE aegis PASSWORD 'another'").await.unwrap();
     let worker_only = "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_name = 'aegis-ingest'";
@@ -224,7 +224,7 @@ async fn a_password_that_changes_in_mid_flight_is_waited_for() {
 async fn the_server_that_comes_back_is_not_stormed() {
     let (space, proxy, direct) = behind_proxy("pg_pauses").await;
     let worker = Worker::start(&space, &[LANE, ("AEGIS_WRITERS", "1")]);
-    worker.ready().await;
+    at_work(&space, &worker, "interactions").await;
     proxy.set(Mode::Refuse);
     send_each(&mut space.redis().await, &space.stream("interactions"), &interactions(0..10)).await;
     let began = std::time::Instant::now();
