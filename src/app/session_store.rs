@@ -41,14 +41,14 @@ impl Destination for SessionStore {
         let (written, sessions) = self.tables.write(rows).await?;
         // The hash gets what the table has now, not what this batch brought. Where it had expired, or was lost, it gets the
         // state map as well.
-        let bare = self.hashes.merge(&sessions).await.map_err(write_error)?;
+        let bare = self.hashes.merge(&sessions).await.map_err(|error| write_error(&error))?;
         if !bare.is_empty() {
             let ids: Vec<_> = bare.iter().map(|session| session.session_id.as_str()).collect();
             let mut states = self.tables.states(&ids).await?;
             let whole: Vec<_> = (bare.into_iter().cloned())
                 .map(|session| SessionState { state: states.remove(&session.session_id), ..session })
                 .collect();
-            self.hashes.merge(&whole).await.map_err(write_error)?;
+            self.hashes.merge(&whole).await.map_err(|error| write_error(&error))?;
         }
         Ok(written)
     }
@@ -66,7 +66,7 @@ impl Destination for SessionStore {
     }
 }
 
-fn write_error(error: RedisError) -> WriteError {
+fn write_error(error: &RedisError) -> WriteError {
     match error.answer() {
         Answer::Wait => WriteError::Away(error.to_string()),
         Answer::SetAside | Answer::Stop => WriteError::Bug(error.to_string()),

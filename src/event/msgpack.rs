@@ -195,7 +195,7 @@ impl<'a> Reader<'a> {
             at += match marker {
                 0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => 0,
                 0xa0..=0xbf => usize::from(marker & 0x1f),
-                0x80..=0x8f | 0x90..=0x9f => {
+                0x80..=0x9f => {
                     containers += 1;
                     left += u64::from(marker & 0x0f) << u32::from(marker < 0x90);
                     0

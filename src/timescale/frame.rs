@@ -156,27 +156,26 @@ impl Frames {
 
 /// The update that a row of `session_events` was made from.
 fn session_event(row: &[u8]) -> Option<SessionUpdate<'_>> {
-    fn field<'a>(rest: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
+    // NULL, whose length is -1, reads as no field: only the last one may be NULL.
+    fn field<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
         let (len, behind) = rest.split_first_chunk::<4>()?;
+        let (field, behind) = behind.split_at_checked(usize::try_from(i32::from_be_bytes(*len)).ok()?)?;
         *rest = behind;
-        let Ok(len) = usize::try_from(i32::from_be_bytes(*len)) else { return Some(None) };
-        let (field, behind) = rest.split_at_checked(len)?;
-        *rest = behind;
-        Some(Some(field))
+        Some(field)
     }
     let mut rest = row.get(2..)?;
     let mut next = || field(&mut rest);
-    let occurred_at_us = i64::from_be_bytes(next()??.try_into().ok()?) + EPOCH_US;
-    let event_id = Uuid::from_slice(next()??).ok()?;
-    let session_id = std::str::from_utf8(next()??).ok()?;
-    let user_id = std::str::from_utf8(next()??).ok()?;
-    let status = match next()?? {
+    let occurred_at_us = i64::from_be_bytes(next()?.try_into().ok()?) + EPOCH_US;
+    let event_id = Uuid::from_slice(next()?).ok()?;
+    let session_id = std::str::from_utf8(next()?).ok()?;
+    let user_id = std::str::from_utf8(next()?).ok()?;
+    let status = match next()? {
         b"started" => Status::Started,
         b"updated" => Status::Updated,
         _ => Status::Ended,
     };
-    let seq = i64::from_be_bytes(next()??.try_into().ok()?);
-    let state = next()?.and_then(|jsonb| jsonb.get(1..));
+    let seq = i64::from_be_bytes(next()?.try_into().ok()?);
+    let state = next().and_then(|jsonb| jsonb.get(1..));
     let head = Head { event_id, occurred_at_us, time_given: true };
     Some(SessionUpdate { head, session_id, user_id, status, seq, state })
 }

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
+use crate::support::proxy::{Direction, Mode, Proxy};
 use crate::support::worker::command;
-use crate::support::{LONG, SOON, Space, Worker, send, servers, stores};
+use crate::support::{LONG, SOON, Space, Worker, send, servers, stores, until};
 
 #[tokio::test]
 async fn eight_migrations_at_once_all_succeed() {
@@ -77,6 +78,25 @@ async fn an_older_program_starts_on_a_newer_schema() {
     send::json(&mut redis, &space.stream("interactions"), &json!({ "session_id": "s", "user_id": "u" })).await;
     worker.settled(&space, &["interactions"], SOON).await;
     assert_eq!(stores::count(&database, "interaction_logs").await, 1);
+}
+
+/// The connection breaks after so many bytes of answers, wherever in the start that is; the worker tries again.
+#[tokio::test]
+async fn a_connection_that_breaks_while_it_migrates_is_waited_out() {
+    let direct = Space::new("migrate_cut").await;
+    let proxy = Proxy::start(servers::postgres().port()).await;
+    let (_, name) = direct.database_url.rsplit_once('/').unwrap();
+    let space = Space { database_url: format!("postgres://aegis:aegis@127.0.0.1:{}/{name}", proxy.port()), ..direct.clone() };
+    for bytes in (200..4_000).step_by(200) {
+        proxy.set(Mode::CutAfter(Direction::ToClient, bytes));
+        let mut worker = Worker::start(&space, &[("AEGIS_LANES", "interactions")]);
+        until(&format!("the schema after a cut at {bytes} bytes"), LONG, async || {
+            assert!(worker.is_running(), "cut after {bytes} bytes: the worker ended:\n{}", worker.log());
+            worker.log().contains("the schema is up to date").then_some(())
+        })
+        .await;
+    }
+    assert!(proxy.cuts() > 0, "nothing was cut");
 }
 
 #[tokio::test]

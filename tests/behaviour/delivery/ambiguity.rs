@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::kit::{each_is_one_row, interactions, send_each, settled};
+use super::kit::{at_work, each_is_one_row, interactions, send_each, settled};
 use super::lost_reply::LostReply;
 use crate::support::fold::{self, Update};
 use crate::support::{LONG, Space, Worker, send, servers, stores, until};
@@ -31,7 +31,7 @@ async fn until_lost(relay: &LostReply) {
 async fn the_answer_to_a_copy_that_was_committed_is_lost() {
     let (space, relay, direct) = behind_database("lost_copy").await;
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions")]);
-    worker.ready().await;
+    at_work(&direct, &worker, "interactions").await;
     // The trailer of the binary format and CopyDone behind it.
     relay.lose(b"c\0\0\0\x04", 1);
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &interactions(0..200)).await;
@@ -49,7 +49,7 @@ async fn the_answer_to_a_copy_that_was_committed_is_lost() {
 async fn the_answer_to_the_commit_of_session_updates_is_lost() {
     let (space, relay, direct) = behind_database("lost_commit").await;
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "sessions")]);
-    worker.ready().await;
+    at_work(&direct, &worker, "sessions").await;
     let update = |n: u32| Update {
         event_id: uuid::Uuid::from_u128(rand::random()),
         occurred_at_us: (send::now_ms() - 60_000) * 1000 + i64::from(n),
@@ -80,7 +80,7 @@ async fn the_answer_to_the_commit_of_session_updates_is_lost() {
 async fn the_answer_to_an_acknowledgement_is_lost() {
     let (space, relay, direct) = behind_redis("lost_ack").await;
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions")]);
-    worker.ready().await;
+    at_work(&direct, &worker, "interactions").await;
     relay.lose(b"XACK", 1);
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &interactions(0..200)).await;
     until_lost(&relay).await;
@@ -92,7 +92,7 @@ async fn the_answer_to_an_acknowledgement_is_lost() {
 async fn the_answer_to_a_read_is_lost() {
     let (space, relay, direct) = behind_redis("lost_read").await;
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions")]);
-    worker.ready().await;
+    at_work(&direct, &worker, "interactions").await;
     // An answer without entries is a few bytes: the one with entries is lost.
     relay.lose(b"XREADGROUP", 60);
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &interactions(0..200)).await;
@@ -108,7 +108,7 @@ async fn the_answer_to_a_read_is_lost() {
 async fn the_answer_to_setting_aside_is_lost() {
     let (space, relay, direct) = behind_redis("lost_dead").await;
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions")]);
-    worker.ready().await;
+    at_work(&direct, &worker, "interactions").await;
     relay.lose(b"failed_at", 1);
     let bad: Vec<_> = (0..20).map(|n| json!({"session_id": format!("bad{n}")})).collect();
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &bad).await;
@@ -129,7 +129,7 @@ async fn the_answer_to_setting_aside_is_lost() {
 async fn the_answer_to_handing_a_vector_on_is_lost() {
     let (space, relay, direct) = behind_redis("lost_forward").await;
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions,embeddings")]);
-    worker.ready().await;
+    at_work(&direct, &worker, "interactions").await;
     relay.lose(b"XADD", 1);
     let mut events = interactions(0..20);
     for event in &mut events {

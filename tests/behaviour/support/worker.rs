@@ -91,9 +91,20 @@ impl Worker {
         Self { child: spawn(command).expect("the program"), directory, address, api_key, ended: None }
     }
 
-    /// Waits until `/readyz` says 200.
+    /// Waits until `/readyz` says 200: the stores answer. The schema may still be looked at; who takes a store away next waits
+    /// for something that the worker did first.
     pub async fn ready(&self) {
-        until("the worker to be ready", LONG, async || (self.get("/readyz").await?.status == 200).then_some(())).await;
+        until("the worker to be ready", LONG, async || {
+            assert!(!self.is_gone(), "the worker ended by itself");
+            (self.get("/readyz").await?.status == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// Whether it has ended, without asking for its status.
+    fn is_gone(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
     }
 
     /// Where its endpoints are.
@@ -110,6 +121,7 @@ impl Worker {
     /// Its metrics now.
     pub async fn metrics(&self) -> Metrics {
         until("the metrics", LONG, async || {
+            assert!(!self.is_gone(), "the worker ended by itself");
             Some(Metrics::parse(&self.get("/metrics").await.filter(|answer| answer.status == 200)?.body))
         })
         .await
