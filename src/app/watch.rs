@@ -42,6 +42,10 @@ pub(super) fn spawn(parts: &Arc<Parts>, tasks: &mut Tasks) {
                         probe(parts.chroma.heartbeat(), &mut first, refused, "AEGIS_CHROMA_URL").await?
                     }
                 };
+                // A database that answers is of no use to the lanes before the schema is there.
+                if component == Component::Database && answer.is_ok() && !parts.schema_ready.is_cancelled() {
+                    continue;
+                }
                 parts.health.report(component, answer);
             }
             Ok(())

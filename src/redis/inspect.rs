@@ -115,10 +115,12 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
     info.group = true;
     info.pending = number(&group, "pending").unwrap_or_default();
     info.lag = number(&group, "lag");
-    if let (Some(added), Some(read), Some(lag)) = (added, number(&group, "entries-read"), info.lag) {
+    let delivered = id(&group, "last-delivered-id").unwrap_or_default();
+    // A group that was made at the beginning and never read has no count yet; it is 0.
+    let read = number(&group, "entries-read").or((delivered == EntryId::default()).then_some(0));
+    if let (Some(added), Some(read), Some(lag)) = (added, read, info.lag) {
         info.lost = added.saturating_sub(read).saturating_sub(lag);
     }
-    let delivered = id(&group, "last-delivered-id").unwrap_or_default();
     info.oldest_unacknowledged = oldest(redis, streams, key, info.pending, info.lag, delivered).await?;
     let consumers: Vec<Value> = match query(redis, ::redis::cmd("XINFO").arg("CONSUMERS").arg(key).arg(&streams.group)).await {
         Ok(consumers) => consumers,

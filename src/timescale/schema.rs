@@ -61,8 +61,9 @@ async fn migrate_locked(client: &mut Client) -> Result<Migrated, DatabaseError> 
     // An older program starts on a newer schema, or a rollback would not be one: missing migrations do not abort.
     let runner = embedded::migrations::runner().set_abort_missing(false);
     let report = runner.run_async(client).await.map_err(|error| {
-        let source = std::error::Error::source(&error);
-        match source.and_then(|source| source.downcast_ref::<tokio_postgres::Error>()) {
+        // refinery wraps the driver's error more than once.
+        let chain = std::iter::successors(Some(&error as &(dyn std::error::Error + 'static)), |error| error.source());
+        match chain.into_iter().find_map(|error| error.downcast_ref::<tokio_postgres::Error>()) {
             Some(error) => DatabaseError::from(error),
             None => DatabaseError::Schema(error.to_string()),
         }
