@@ -166,3 +166,35 @@ enum Heard {
     /// SIGHUP: settings that can change while it runs are reread.
     Hangup,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ending_of(task: impl Future<Output = Result<(), Fatal>> + Send + 'static) -> (Ending, Leaving) {
+        let leaving = Leaving::default();
+        let mut tasks = Tasks::default();
+        let others = leaving.stop.clone();
+        tasks.spawn("dutiful", async move {
+            others.cancelled().await;
+            Ok(())
+        });
+        tasks.spawn("guilty", task);
+        let ending = tasks.run(&leaving, Duration::from_secs(60), Signals::listen().unwrap(), || ()).await;
+        (ending, leaving)
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_ends_the_program_with_a_status() {
+        let (ending, leaving) = ending_of(async { panic!("on purpose") }).await;
+        assert_eq!((ending, ending.status()), (Ending::Bug, 70));
+        assert!(leaving.stop.is_cancelled() && leaving.abort.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_by_itself_ends_the_program_with_a_status() {
+        assert_eq!(ending_of(async { Ok(()) }).await.0, Ending::Bug);
+        assert_eq!(ending_of(async { Err(Fatal::Bug("a bug".to_owned())) }).await.0, Ending::Bug);
+        assert_eq!(ending_of(async { Err(Fatal::Unusable("a wrong password".to_owned())) }).await.0, Ending::Unusable);
+    }
+}

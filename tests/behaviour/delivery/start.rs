@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::kit::{aside, lines, told};
-use crate::support::servers::OwnRedis;
+use super::kit::{aside, at_work, lines, told};
+use crate::support::proxy::{Direction, Mode, Proxy};
+use crate::support::servers::{self, OwnRedis};
 use crate::support::space::Stores;
 use crate::support::{LONG, Space, Worker, until};
 
@@ -57,6 +58,23 @@ async fn a_wrong_redis_password_ends_it() {
     let right = with("right-secret");
     let worker = Worker::start(&space, &[("AEGIS_REDIS_URL", right.as_str())]);
     worker.ready().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_while_the_schema_is_looked_at_is_waited_out() {
+    let direct = Space::new("start_cut").await;
+    let proxy = Proxy::start(servers::postgres().port()).await;
+    let database_url = direct.database_url.replace(&format!(":{}/", servers::postgres().port()), &format!(":{}/", proxy.port()));
+    let space = Space { database_url, ..direct.clone() };
+    for round in 0..14 {
+        // From the first words of the server to the end of the look.
+        proxy.set(Mode::CutAfter(Direction::ToClient, 150 * round));
+        let mut worker = Worker::start(&space, &[("AEGIS_LANES", "interactions")]);
+        at_work(&direct, &worker, "interactions").await;
+        proxy.set(Mode::Pass);
+        worker.stop();
+    }
+    assert!(proxy.cuts() >= 10, "{} cuts", proxy.cuts());
 }
 
 #[tokio::test]
