@@ -4,7 +4,7 @@ use crate::support::servers::{OwnRedis, in_root};
 use crate::support::space::Stores;
 use crate::support::{SOON, Space, Worker, stores, until};
 
-/// Issue 2, item 4, word for word; a Redis of its own, since the prefix is the default one.
+/// As README shows it; a Redis of its own, since the prefix is the default one.
 #[tokio::test]
 async fn an_entry_written_with_redis_cli_is_a_row_within_a_second() {
     let redis = OwnRedis::new();
