@@ -132,9 +132,6 @@ pub trait Rows: Default + Send + Sync + 'static {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-
-    /// Memory in use, bytes.
-    fn bytes(&self) -> usize;
 }
 
 /// What became of a batch that was written.
@@ -207,9 +204,6 @@ pub trait Destination: Send + Sync + 'static {
 
     /// Batches that it takes well at the same time.
     fn writers_max(&self) -> usize;
-
-    /// What it is called in logs and in `aegis_component_up`.
-    fn component(&self) -> &'static str;
 }
 
 /// What a dead letter keeps of its event.

@@ -60,10 +60,6 @@ impl Destination for SessionStore {
     fn writers_max(&self) -> usize {
         self.limits.writers_max
     }
-
-    fn component(&self) -> &'static str {
-        "database"
-    }
 }
 
 fn write_error(error: &RedisError) -> WriteError {

@@ -46,10 +46,6 @@ impl seam::Rows for Rows {
     fn len(&self) -> usize {
         self.rows.len()
     }
-
-    fn bytes(&self) -> usize {
-        self.arena.len() + self.rows.len() * size_of::<Row>()
-    }
 }
 
 impl Rows {

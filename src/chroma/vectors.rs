@@ -205,10 +205,6 @@ impl Destination for Vectors {
     fn writers_max(&self) -> usize {
         1
     }
-
-    fn component(&self) -> &'static str {
-        "chroma"
-    }
 }
 
 /// Rows of a request, judged by what is known of their collection.

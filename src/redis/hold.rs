@@ -37,11 +37,6 @@ impl InHand {
     pub fn ids(&self) -> HashSet<EntryId> {
         self.lock().chunks.values().flat_map(|ids| ids.iter().copied()).collect()
     }
-
-    /// Whether nothing is in hand.
-    pub fn is_empty(&self) -> bool {
-        self.lock().chunks.is_empty()
-    }
 }
 
 /// Keeps entries marked as in hand.

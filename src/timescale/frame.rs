@@ -206,8 +206,4 @@ impl Rows for Frames {
     fn len(&self) -> usize {
         self.rows.len()
     }
-
-    fn bytes(&self) -> usize {
-        self.building.capacity() + self.ordered.as_ref().map_or(0, Bytes::len) + self.rows.capacity() * size_of::<Row>()
-    }
 }

@@ -20,10 +20,6 @@ impl Rows for InteractionRows {
     fn len(&self) -> usize {
         self.frames.len()
     }
-
-    fn bytes(&self) -> usize {
-        self.frames.bytes() + self.forwards.iter().map(|(_, data)| data.capacity()).sum::<usize>()
-    }
 }
 
 /// The hypertable of interactions.
@@ -85,9 +81,5 @@ impl Destination for Interactions {
 
     fn writers_max(&self) -> usize {
         self.limits.writers_max
-    }
-
-    fn component(&self) -> &'static str {
-        "database"
     }
 }

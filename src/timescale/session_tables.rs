@@ -56,10 +56,6 @@ impl Rows for SessionRows {
     fn len(&self) -> usize {
         self.0.len()
     }
-
-    fn bytes(&self) -> usize {
-        self.0.bytes()
-    }
 }
 
 /// The hypertable of session updates and the table of sessions.
