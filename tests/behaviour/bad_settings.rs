@@ -197,12 +197,15 @@ async fn good_secrets_in_files_and_dot_env_are_used() {
     let space = Space::new("good_settings").await;
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("database url");
-    std::fs::write(&file, format!("{}\n", space.database_url)).unwrap();
+    std::fs::write(&file, format!("{}\n", space.database_url_of("migrator"))).unwrap();
     let output = command_in(&directory, &["migrate"], &[("AEGIS_DATABASE_URL_FILE", file.to_str().unwrap())]);
     assert!(output.status.success(), "{output:?}");
 
-    std::fs::write(directory.path().join(".env"), format!("AEGIS_DATABASE_URL='{}'\nAEGIS_WRITERS=none\n", space.database_url))
-        .unwrap();
+    std::fs::write(
+        directory.path().join(".env"),
+        format!("AEGIS_DATABASE_URL='{}'\nAEGIS_WRITERS=none\n", space.database_url_of("migrator")),
+    )
+    .unwrap();
     let output = command_in(&directory, &["migrate"], &[]);
     assert!(one_line(".env", &output).contains("AEGIS_WRITERS"), ".env is read");
     let output = command_in(&directory, &["migrate"], &[("AEGIS_WRITERS", "2"), ("AEGIS_DATABASE_URL", "")]);

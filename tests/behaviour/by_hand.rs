@@ -8,8 +8,8 @@ use crate::support::{SOON, Space, Worker, stores, until};
 #[tokio::test]
 async fn an_entry_written_with_redis_cli_is_a_row_within_a_second() {
     let redis = OwnRedis::new();
-    let mut space = Space::with("by_hand", Stores { redis_url: Some(redis.url()), ..Stores::default() }).await;
-    space.prefix = "aegis".to_owned();
+    let space = Space::with("by_hand", Stores { redis_url: Some(redis.url()), ..Stores::default() }).await;
+    let space = space.with_prefix("aegis").await;
     let worker = Worker::start(&space, &[]);
     worker.ready().await;
     let database = space.database().await;

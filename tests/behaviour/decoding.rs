@@ -271,7 +271,7 @@ proptest! {
 async fn copy_frames_are_read_back_as_they_were_meant() {
     use proptest::strategy::ValueTree as _;
     let space = Space::new("copy_frames").await;
-    let settings = config::Given::from_pairs([("AEGIS_DATABASE_URL", space.database_url.as_str())]);
+    let settings = config::Given::from_pairs([("AEGIS_DATABASE_URL", space.database_url_of("worker").as_str())]);
     let config = config::Config::load(&settings).unwrap();
     aegis_ingest::tls::install_provider();
     let destination = Interactions::new(Database::new(&config.database, 2).unwrap(), config.batch);

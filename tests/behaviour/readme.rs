@@ -15,8 +15,8 @@ fn blocks(language: &str) -> Vec<&'static str> {
 #[tokio::test]
 async fn the_producers_examples_of_readme_run_as_they_stand() {
     let redis = OwnRedis::new();
-    let mut space = Space::with("readme", Stores { redis_url: Some(redis.url()), ..Stores::default() }).await;
-    space.prefix = "aegis".to_owned();
+    let space = Space::with("readme", Stores { redis_url: Some(redis.url()), ..Stores::default() }).await;
+    let space = space.with_prefix("aegis").await;
     let port = redis.port();
 
     let commands: Vec<_> =

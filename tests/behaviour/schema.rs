@@ -10,7 +10,7 @@ use crate::support::{LONG, SOON, Space, Worker, send, servers, stores, until};
 async fn eight_migrations_at_once_all_succeed() {
     let space = Space::unmigrated("eight_at_once").await;
     let run = || {
-        let url = space.database_url.clone();
+        let url = space.database_url_of("migrator");
         std::thread::spawn(move || command(&["migrate"], &[("AEGIS_DATABASE_URL", url.as_str())]))
     };
     let runs: Vec<_> = (0..8).map(|_| run()).collect();
@@ -18,7 +18,7 @@ async fn eight_migrations_at_once_all_succeed() {
         let output = run.join().unwrap();
         assert!(output.status.success(), "{output:?}");
     }
-    let database = space.database().await;
+    let database = space.administrator().await;
     let row = database.query_one("SELECT count(*), count(DISTINCT version) FROM refinery_schema_history", &[]).await.unwrap();
     assert!(row.get::<_, i64>(0) > 0 && row.get::<_, i64>(0) == row.get::<_, i64>(1), "each migration once");
     let hypertables = "SELECT count(*) FROM timescaledb_information.hypertables WHERE hypertable_name IN ('interaction_logs', 'session_events')";
@@ -66,11 +66,11 @@ async fn the_tables_are_those_of_the_contract() {
 #[tokio::test]
 async fn an_older_program_starts_on_a_newer_schema() {
     let space = Space::new("newer_schema").await;
-    let database = space.database().await;
+    let database = space.administrator().await;
     let future = "INSERT INTO refinery_schema_history (version, name, applied_on, checksum)
                   SELECT 9999, 'of_a_later_release', max(applied_on), '42' FROM refinery_schema_history";
     assert_eq!(database.execute(future, &[]).await.unwrap(), 1);
-    let output = command(&["migrate"], &[("AEGIS_DATABASE_URL", &space.database_url)]);
+    let output = command(&["migrate"], &[("AEGIS_DATABASE_URL", &space.database_url_of("migrator"))]);
     assert!(output.status.success(), "{output:?}");
     let worker = Worker::start(&space, &[]);
     worker.ready().await;
@@ -83,7 +83,7 @@ async fn an_older_program_starts_on_a_newer_schema() {
 /// The connection breaks after so many bytes of answers, wherever in the start that is; the worker tries again.
 #[tokio::test]
 async fn a_connection_that_breaks_while_it_migrates_is_waited_out() {
-    let direct = Space::new("migrate_cut").await;
+    let direct = Space::new("migrate_cut").await.with_all_rights();
     let proxy = Proxy::start(servers::postgres().port()).await;
     let (_, name) = direct.database_url.rsplit_once('/').unwrap();
     let space = Space { database_url: format!("postgres://aegis:aegis@127.0.0.1:{}/{name}", proxy.port()), ..direct.clone() };
@@ -101,7 +101,7 @@ async fn a_connection_that_breaks_while_it_migrates_is_waited_out() {
 
 #[tokio::test]
 async fn workers_that_start_together_migrate_by_themselves() {
-    let space = Space::unmigrated("start_together").await;
+    let space = Space::unmigrated("start_together").await.with_all_rights();
     let workers: Vec<_> = (0..3).map(|_| Worker::start(&space, &[("AEGIS_LANES", "interactions")])).collect();
     for worker in &workers {
         worker.ready().await;
@@ -109,7 +109,7 @@ async fn workers_that_start_together_migrate_by_themselves() {
     let mut redis = space.redis().await;
     send::json(&mut redis, &space.stream("interactions"), &json!({ "session_id": "s", "user_id": "u" })).await;
     workers[0].settled(&space, &["interactions"], LONG).await;
-    assert_eq!(stores::count(&space.database().await, "interaction_logs").await, 1);
+    assert_eq!(stores::count(&space.administrator().await, "interaction_logs").await, 1);
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn a_worker_that_may_not_migrate_says_what_is_missing() {
 
 #[test]
 fn a_wrong_password_is_told_and_not_waited_out() {
-    let url = format!("postgres://aegis:wrong-password@127.0.0.1:{}/aegis", servers::postgres().port());
+    let url = format!("postgres://aegis_migrator:wrong-password@127.0.0.1:{}/aegis", servers::postgres().port());
     let output = command(&["migrate"], &[("AEGIS_DATABASE_URL", &url)]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");

@@ -137,7 +137,7 @@ async fn a_slow_worker_does_not_turn_a_hash_back() {
     let settings = [("AEGIS_LANES", "sessions"), ("AEGIS_REDIS_TIMEOUT", "2m"), ("AEGIS_CLAIM_IDLE", "10m")];
     let slow = Worker::start(&slow_space, &settings);
     slow.ready().await;
-    let (mut redis, database, locker) = (direct.redis().await, direct.database().await, direct.database().await);
+    let (mut redis, database, locker) = (direct.redis().await, direct.database().await, direct.administrator().await);
     let (stream, key, now) = (direct.stream("sessions"), direct.session_key("s"), send::now_ms());
     let event = |seq: i64, status: &str| json!({ "session_id": "s", "user_id": format!("u{seq}"), "status": status, "seq": seq, "occurred_at": now - 100 + seq, "state": { "seq": seq } });
 

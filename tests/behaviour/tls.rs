@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::servers::{OwnPostgres, OwnRedis, chroma, free_port};
 use crate::support::space::{Stores, connect_database, connect_redis};
-use crate::support::{LONG, SOON, Space, Worker, send, stores, until, worker};
+use crate::support::{LONG, SOON, Space, Worker, rights, send, stores, until, worker};
 
 /// What all servers here are asked for by.
 const HOST: &str = "localhost";
@@ -388,8 +388,9 @@ async fn events_go_through_and_a_bad_certificate_in_mid_flight_is_waited_out() {
     let space = Space::with("tls", plain).await;
     let behind = space.chroma_url.rsplit_once(':').unwrap().1.parse().unwrap();
     let front = Front::new(&pki, &good, true, behind).await;
-    let (redis_url, chroma_url) = (redis_server.url(), front.url());
-    let database_url = format!("postgres://aegis:aegis@{HOST}:{}/aegis?sslmode=verify-full", postgres.port());
+    let redis_url = rights::as_user(&redis_server.url(), &format!("{}-worker", space.prefix), rights::SECRET);
+    let database_url = format!("postgres://aegis_worker:{}@{HOST}:{}/aegis?sslmode=verify-full", rights::SECRET, postgres.port());
+    let chroma_url = front.url();
     let mut settings = pki.settings(Shown::Ours);
     settings.push(("AEGIS_REDIS_URL", redis_url));
     settings.push(("AEGIS_DATABASE_URL", database_url));
@@ -399,7 +400,7 @@ async fn events_go_through_and_a_bad_certificate_in_mid_flight_is_waited_out() {
     worker.ready().await;
 
     let mut redis = space.redis().await;
-    let database = space.database().await;
+    let database = space.administrator().await;
     let turn = json!({"session_id": "s", "user_id": "u", "transcript": "hello"});
     send::json(&mut redis, &space.stream("interactions"), &turn).await;
     send::json(&mut redis, &space.stream("sessions"), &json!({"session_id": "s", "user_id": "u", "status": "started", "seq": 1}))

@@ -70,7 +70,7 @@ async fn the_answer_to_the_commit_of_session_updates_is_lost() {
     let wanted = fold::sessions(&updates);
     assert_eq!(stores::sessions(&database).await, wanted);
     for (session, row) in &wanted {
-        let hash = stores::session_hash(&mut direct.redis().await, &direct.session_key(session)).await;
+        let hash = stores::session_hash(&mut *direct.redis().await, &direct.session_key(session)).await;
         assert_eq!(stores::hash_as_row(&hash), Some(row.in_milliseconds()), "{session}");
     }
     assert!(worker.metrics().await.get("aegis_events_duplicate_total", &[("lane", "sessions")]) > 0.0);
@@ -114,7 +114,7 @@ async fn the_answer_to_setting_aside_is_lost() {
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &bad).await;
     until_lost(&relay).await;
     settled(&direct, &["interactions"]).await;
-    let mut sources: Vec<_> = stores::dead_letters(&mut direct.redis().await, &direct.dead("interactions"))
+    let mut sources: Vec<_> = stores::dead_letters(&mut *direct.redis().await, &direct.dead("interactions"))
         .await
         .iter()
         .map(|letter| letter.text("src_id"))
@@ -122,7 +122,7 @@ async fn the_answer_to_setting_aside_is_lost() {
     sources.sort_unstable();
     sources.dedup();
     assert_eq!(sources.len(), 20);
-    assert_eq!(stores::length(&mut direct.redis().await, &direct.dead("interactions")).await, 20, "none is there twice");
+    assert_eq!(stores::length(&mut *direct.redis().await, &direct.dead("interactions")).await, 20, "none is there twice");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x5b1c_6f0e_8d0f_4b0b_9d5a_6f1f_2a0c_77e
 
 /// Runs `dead …` and returns what it printed; panics unless it ends with 0.
 fn dead(space: &Space, arguments: &[&str]) -> String {
-    let settings = space.settings();
+    let settings = space.settings_of("operator");
     let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let output = worker::command(&[&["dead"], arguments].concat(), &settings);
     assert!(output.status.success(), "dead {arguments:?}: {output:?}");
@@ -70,7 +70,12 @@ async fn a_replayed_one_keeps_its_identity_and_is_removed_once_it_is_back() {
     let space = Space::new("dead_replay").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
     let database = space.database().await;
-    database.batch_execute("ALTER TABLE interaction_logs ADD CONSTRAINT no_x CHECK (intent <> 'x')").await.unwrap();
+    space
+        .administrator()
+        .await
+        .batch_execute("ALTER TABLE interaction_logs ADD CONSTRAINT no_x CHECK (intent <> 'x')")
+        .await
+        .unwrap();
     // Neither id nor time of their own: both derive from the place where they first stood.
     let events: Vec<_> = (0..6).map(|n| json!({"session_id": format!("r{n}"), "user_id": "u", "intent": "x"})).collect();
     let entries = send::many(&mut redis, &stream, &send::packed(&events, 3)).await;
@@ -87,7 +92,7 @@ async fn a_replayed_one_keeps_its_identity_and_is_removed_once_it_is_back() {
     assert_eq!(again.len(), 6);
     assert!(again.iter().all(|letter| entries.contains(&letter["entry"].as_str().unwrap().to_owned())), "{again:?}");
 
-    database.batch_execute("ALTER TABLE interaction_logs DROP CONSTRAINT no_x").await.unwrap();
+    space.administrator().await.batch_execute("ALTER TABLE interaction_logs DROP CONSTRAINT no_x").await.unwrap();
     let one = again[0]["id"].as_str().unwrap().to_owned();
     dead(&space, &["replay", &one]);
     settled(&space, &["interactions"]).await;
@@ -113,7 +118,7 @@ async fn they_are_dropped_on_request_only() {
     let (space, _worker) = with_letters("dead_drop").await;
     dead(&space, &["drop", "--all", "--lane", "sessions", "--dry-run"]);
     assert_eq!(list(&space, &[]).len(), 15);
-    let settings = space.settings();
+    let settings = space.settings_of("operator");
     let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let unasked = worker::command(&["dead", "drop", "--all"], &settings);
     assert!(!unasked.status.success(), "without a terminal and without --yes: {unasked:?}");
@@ -147,8 +152,12 @@ async fn their_number_is_bounded_and_reaching_the_bound_is_told() {
 async fn an_entry_that_two_workers_have_in_hand_is_set_aside_once() {
     let space = Space::new("dead_twice").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
-    let database = space.database().await;
-    database.batch_execute("ALTER TABLE interaction_logs ADD CONSTRAINT no_x CHECK (intent <> 'x')").await.unwrap();
+    space
+        .administrator()
+        .await
+        .batch_execute("ALTER TABLE interaction_logs ADD CONSTRAINT no_x CHECK (intent <> 'x')")
+        .await
+        .unwrap();
     let lock = TableLock::take(&space, "interaction_logs").await;
     let settings = [("AEGIS_LANES", "interactions"), ("AEGIS_CLAIM_IDLE", "1s")];
     let frozen = Worker::start(&space, &settings);

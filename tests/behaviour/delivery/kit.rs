@@ -8,6 +8,7 @@ use redis::aio::MultiplexedConnection;
 use serde_json::{Value as Json, json};
 use tokio_postgres::Client;
 
+use crate::support::rights::Produces;
 use crate::support::{LONG, Space, Worker, send, stores, until};
 
 /// Interactions with ids of their own, numbered in `session_id`.
@@ -17,7 +18,7 @@ pub fn interactions(numbers: std::ops::Range<usize>) -> Vec<Json> {
 }
 
 /// Sends events, one an entry; returns the entries' ids.
-pub async fn send_each(redis: &mut MultiplexedConnection, stream: &str, events: &[Json]) -> Vec<String> {
+pub async fn send_each(redis: &mut impl Produces, stream: &str, events: &[Json]) -> Vec<String> {
     send::many(redis, stream, &send::packed(events, 1)).await
 }
 
@@ -91,7 +92,7 @@ pub struct TableLock(Client);
 
 impl TableLock {
     pub async fn take(space: &Space, table: &str) -> Self {
-        let client = space.database().await;
+        let client = space.administrator().await;
         client.batch_execute(&format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).await.expect("the lock");
         Self(client)
     }

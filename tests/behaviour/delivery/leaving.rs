@@ -102,14 +102,14 @@ async fn an_idle_worker_leaves_within_the_blocking_read() {
     assert!(worker.wait_exit(Duration::from_secs(20)).success());
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     for lane in ["interactions", "sessions", "embeddings"] {
-        assert!(consumers(&mut space.redis().await, &space.stream(lane)).await.is_empty(), "{lane}");
+        assert!(consumers(&mut *space.redis().await, &space.stream(lane)).await.is_empty(), "{lane}");
     }
 }
 
 #[tokio::test]
 async fn a_lane_that_ends_with_a_bug_brings_the_process_down_with_a_status() {
     let space = Space::new("bug_status").await;
-    let database = space.database().await;
+    let database = space.administrator().await;
     // A condition that no table of errors knows.
     database
         .batch_execute(
@@ -125,5 +125,5 @@ async fn a_lane_that_ends_with_a_bug_brings_the_process_down_with_a_status() {
     let () = status;
     assert_eq!(worker.wait_exit(Duration::from_secs(1)).code(), Some(70), "{}", worker.log());
     // The entry is still there for a program that knows better.
-    assert_eq!(pending(&mut space.redis().await, &space.stream("interactions")).await.len(), 1);
+    assert_eq!(pending(&mut *space.redis().await, &space.stream("interactions")).await.len(), 1);
 }

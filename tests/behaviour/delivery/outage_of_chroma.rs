@@ -101,7 +101,7 @@ async fn server_faults_are_waited_out_whatever_their_status() {
         let mut worker = Worker::start(&broken, &[LANE, ("AEGIS_CLAIM_IDLE", "1s"), ("AEGIS_DRAIN_TIMEOUT", "100ms")]);
         send_vectors(&space, 0..20).await;
         until_retries(&worker, "embeddings", "chroma", 3.0).await;
-        assert_eq!(stores::length(&mut space.redis().await, &space.dead("embeddings")).await, 0, "{status} is no event's fault");
+        assert_eq!(stores::length(&mut *space.redis().await, &space.dead("embeddings")).await, 0, "{status} is no event's fault");
         worker.stop();
         let _healthy = Worker::start(&space, &[LANE, ("AEGIS_CLAIM_IDLE", "1s")]);
         all_there(&space, 20).await;

@@ -126,7 +126,7 @@ async fn a_copy_that_waits_for_a_lock_is_ended_at_the_deadline_and_tried_again()
     until_retries(&worker, "interactions", "database", 3.0).await;
     // The server was asked to end what nobody waits for any more: backends do not pile up behind the lock.
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    let database = space.database().await;
+    let database = space.administrator().await;
     assert!(database.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) <= 3);
     lock.release().await;
     settled(&space, &["interactions"]).await;
@@ -140,7 +140,7 @@ async fn a_backend_that_is_terminated_in_mid_copy_is_replaced() {
     let worker = Worker::start(&space, &[LANE]);
     at_work(&space, &worker, "interactions").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
-    let database = space.database().await;
+    let database = space.administrator().await;
     for round in 0..4_usize {
         let lock = TableLock::take(&space, "interaction_logs").await;
         send_each(&mut redis, &stream, &interactions(round * 500..(round + 1) * 500)).await;
@@ -163,7 +163,7 @@ async fn too_many_connections_are_waited_out() {
     let space = Space::with("pg_full", Stores { database_url: Some(own.url("aegis")), ..Stores::default() }).await;
     let worker = Worker::start(&space, &[LANE]);
     at_work(&space, &worker, "interactions").await;
-    let database = space.database().await;
+    let database = space.administrator().await;
     // All the others are taken, and the worker's own are ended.
     let mut crowd = Vec::new();
     until("the server to be full and the worker without a connection", LONG, async || {
@@ -190,7 +190,7 @@ async fn a_table_that_vanishes_in_mid_flight_is_waited_for() {
     let space = Space::new("pg_no_table").await;
     let worker = Worker::start(&space, &[LANE]);
     at_work(&space, &worker, "interactions").await;
-    let database = space.database().await;
+    let database = space.administrator().await;
     database.batch_execute("ALTER TABLE interaction_logs RENAME TO elsewhere").await.unwrap();
     send_each(&mut space.redis().await, &space.stream("interactions"), &interactions(0..100)).await;
     until_retries(&worker, "interactions", "database", 3.0).await;
@@ -207,14 +207,14 @@ async fn a_password_that_changes_in_mid_flight_is_waited_for() {
     let space = Space::with("pg_password", Stores { database_url: Some(own.url("aegis")), ..Stores::default() }).await;
     let mut worker = Worker::start(&space, &[LANE]);
     at_work(&space, &worker, "interactions").await;
-    let database = space.database().await;
-    database.batch_execute("ALTER ROLE aegis PASSWORD 'another'").await.unwrap();
+    let database = space.administrator().await;
+    database.batch_execute("ALTER ROLE aegis_worker PASSWORD 'another'").await.unwrap();
     let worker_only = "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_name = 'aegis-ingest'";
     database.query(worker_only, &[]).await.unwrap();
     send_each(&mut space.redis().await, &space.stream("interactions"), &interactions(0..100)).await;
     until_retries(&worker, "interactions", "database", 3.0).await;
     assert!(worker.is_running());
-    database.batch_execute("ALTER ROLE aegis PASSWORD 'aegis'").await.unwrap();
+    database.batch_execute("ALTER ROLE aegis_worker PASSWORD 'least-secret'").await.unwrap();
     settled(&space, &["interactions"]).await;
     each_is_one_row(&connect_database(&own.url("aegis")).await, 0..100).await;
     told_once(&worker).await;

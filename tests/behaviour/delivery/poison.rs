@@ -12,7 +12,7 @@ use crate::support::{LONG, Space, Worker, send, stores, until};
 async fn an_event_that_the_table_refuses_is_set_aside_and_its_neighbours_are_written() {
     let space = Space::new("refused_row").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
-    let database = space.database().await;
+    let database = space.administrator().await;
     database.batch_execute("ALTER TABLE interaction_logs ADD CONSTRAINT no_poison CHECK (intent <> 'poison')").await.unwrap();
     let mut events = interactions(0..400);
     let poisoned = [0, 7, 8, 250, 399];
@@ -48,7 +48,7 @@ async fn an_event_that_the_table_refuses_is_set_aside_and_its_neighbours_are_wri
 async fn a_session_update_that_the_table_refuses_leaves_no_trace_in_its_session() {
     let space = Space::new("refused_update").await;
     let (mut redis, stream) = (space.redis().await, space.stream("sessions"));
-    let database = space.database().await;
+    let database = space.administrator().await;
     database.batch_execute("ALTER TABLE session_events ADD CONSTRAINT no_poison CHECK (seq <> 666)").await.unwrap();
     let update = |n: u32| Update {
         event_id: uuid::Uuid::from_u128(rand::random()),
@@ -82,7 +82,7 @@ async fn a_session_update_that_the_table_refuses_leaves_no_trace_in_its_session(
 async fn an_event_that_is_too_long_for_an_index_of_the_teams_own_is_set_aside() {
     let space = Space::new("long_for_index").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
-    let database = space.database().await;
+    let database = space.administrator().await;
     database.batch_execute("CREATE INDEX ON interaction_logs (transcript)").await.unwrap();
     let mut events = interactions(0..100);
     // Nothing that compression makes short.
@@ -107,7 +107,7 @@ async fn an_entry_that_kills_the_worker_each_time_does_not_kill_it_for_ever() {
     const DELIVERIES_MAX: u64 = 4;
     let space = Space::new("killer").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
-    let database = space.database().await;
+    let database = space.administrator().await;
     database
         .batch_execute(&format!(
             "CREATE FUNCTION stop_here() RETURNS trigger LANGUAGE plpgsql AS

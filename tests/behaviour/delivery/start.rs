@@ -6,7 +6,7 @@ use super::kit::{aside, at_work, lines, told};
 use crate::support::proxy::{Direction, Mode, Proxy};
 use crate::support::servers::{self, OwnRedis};
 use crate::support::space::Stores;
-use crate::support::{LONG, Space, Worker, until};
+use crate::support::{LONG, Space, Worker, rights, until};
 
 /// Ends with status 1 and says why.
 async fn gives_up(mut worker: Worker, reason: &str) {
@@ -22,16 +22,17 @@ async fn gives_up(mut worker: Worker, reason: &str) {
 #[tokio::test]
 async fn a_wrong_database_password_ends_it() {
     let space = Space::new("start_pg_password").await;
-    let url = space.database_url.replace("aegis:aegis@", "aegis:wrong-secret@");
-    gives_up(Worker::start(&space, &[("AEGIS_DATABASE_URL", url.as_str())]), "password").await;
-    gives_up(Worker::start(&space, &[("AEGIS_DATABASE_URL", url.as_str()), ("AEGIS_MIGRATE_ON_START", "false")]), "password")
-        .await;
+    let url = rights::as_user(&space.database_url, "aegis_worker", "wrong-secret");
+    for migrate in ["true", "false"] {
+        let settings = [("AEGIS_DATABASE_URL", url.as_str()), ("AEGIS_MIGRATE_ON_START", migrate)];
+        gives_up(Worker::start(&space, &settings), "password").await;
+    }
 }
 
 #[tokio::test]
 async fn a_missing_database_ends_it() {
     let space = Space::new("start_pg_database").await;
-    let url = format!("{}_not_there", space.database_url);
+    let url = format!("{}_not_there", space.database_url_of("worker"));
     gives_up(Worker::start(&space, &[("AEGIS_DATABASE_URL", url.as_str())]), "does not exist").await;
 }
 
@@ -43,20 +44,21 @@ async fn a_missing_table_ends_it() {
 
 #[tokio::test]
 async fn a_table_that_somebody_dropped_ends_it_though_migrations_are_up_to_date() {
-    let space = Space::new("start_dropped_table").await;
-    space.database().await.batch_execute("DROP TABLE session_events").await.unwrap();
+    let space = Space::new("start_dropped_table").await.with_all_rights();
+    space.administrator().await.batch_execute("DROP TABLE session_events").await.unwrap();
     gives_up(Worker::start(&space, &[]), "session_events").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_redis_password_ends_it() {
-    let own = aside(|| OwnRedis::with(&["--requirepass", "right-secret"]));
-    let with = |password: &str| format!("redis://:{password}@127.0.0.1:{}", own.port());
-    let space = Space::with("start_redis_password", Stores { redis_url: Some(with("wrong-secret")), ..Stores::default() }).await;
-    gives_up(Worker::start(&space, &[]), "refuses this user").await;
+    let own = aside(OwnRedis::new);
+    let space = Space::with("start_redis_password", Stores { redis_url: Some(own.url()), ..Stores::default() }).await;
+    let mut command = redis::cmd("ACL");
+    let _: String = command.arg("SETUSER").arg("default").arg("off").query_async(&mut space.redis().await).await.unwrap();
+    let wrong = rights::as_user(&space.redis_url_of("worker"), &format!("{}-worker", space.prefix), "wrong-secret");
+    gives_up(Worker::start(&space, &[("AEGIS_REDIS_URL", wrong.as_str())]), "refuses this user").await;
     gives_up(Worker::start(&space, &[("AEGIS_REDIS_URL", &own.url())]), "refuses this user").await;
-    let right = with("right-secret");
-    let worker = Worker::start(&space, &[("AEGIS_REDIS_URL", right.as_str())]);
+    let worker = Worker::start(&space, &[]);
     worker.ready().await;
 }
 

@@ -1,5 +1,5 @@
 //! What the tests stand on: real servers ([`servers`]), a [`space::Space`] of its own for each test, the real program
-//! ([`worker`]), faults on the way ([`proxy`]), waiting without sleeping ([`wait`]), reading what arrived ([`stores`]), and an
+//! ([`worker`]) with the least rights that it needs ([`rights`]), faults on the way ([`proxy`]), waiting without sleeping ([`wait`]), reading what arrived ([`stores`]), and an
 //! oracle that shares no code with the program ([`fold`]).
 //!
 //! ```ignore
@@ -20,6 +20,7 @@ pub mod fold;
 pub mod http;
 pub mod msgpack;
 pub mod proxy;
+pub mod rights;
 pub mod send;
 pub mod servers;
 pub mod space;

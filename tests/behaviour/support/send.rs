@@ -1,9 +1,9 @@
 //! What producers do.
 
-use redis::aio::MultiplexedConnection;
 use serde_json::Value as Json;
 
 use super::msgpack::Mp;
+use super::rights::Produces;
 
 /// One stream entry to be: its fields.
 pub type Fields = Vec<(String, Vec<u8>)>;
@@ -19,27 +19,27 @@ pub fn json_entry(event: &Json) -> Fields {
 }
 
 /// XADD with any fields; returns the entry id.
-pub async fn fields(redis: &mut MultiplexedConnection, stream: &str, fields: &[(String, Vec<u8>)]) -> String {
+pub async fn fields(redis: &mut impl Produces, stream: &str, fields: &[(String, Vec<u8>)]) -> String {
     let mut command = redis::cmd("XADD");
     command.arg(stream).arg("*");
     for (name, value) in fields {
         command.arg(name).arg(value.as_slice());
     }
-    command.query_async(redis).await.expect("XADD")
+    command.query_async(redis.producer()).await.expect("XADD")
 }
 
 /// XADD of one event or array as `json`; returns the entry id.
-pub async fn json(redis: &mut MultiplexedConnection, stream: &str, event: &Json) -> String {
+pub async fn json(redis: &mut impl Produces, stream: &str, event: &Json) -> String {
     fields(redis, stream, &json_entry(event)).await
 }
 
 /// XADD of one event or array as `data`; returns the entry id.
-pub async fn data(redis: &mut MultiplexedConnection, stream: &str, event: &Mp) -> String {
+pub async fn data(redis: &mut impl Produces, stream: &str, event: &Mp) -> String {
     fields(redis, stream, &data_entry(event.bytes())).await
 }
 
 /// XADD of many entries in pipelines; returns their ids in order.
-pub async fn many(redis: &mut MultiplexedConnection, stream: &str, entries: &[Fields]) -> Vec<String> {
+pub async fn many(redis: &mut impl Produces, stream: &str, entries: &[Fields]) -> Vec<String> {
     let mut ids = Vec::with_capacity(entries.len());
     for entries in entries.chunks(500) {
         let mut pipeline = redis::pipe();
@@ -49,7 +49,7 @@ pub async fn many(redis: &mut MultiplexedConnection, stream: &str, entries: &[Fi
                 command.arg(name).arg(value.as_slice());
             }
         }
-        ids.extend(pipeline.query_async::<Vec<String>>(redis).await.expect("XADD"));
+        ids.extend(pipeline.query_async::<Vec<String>>(redis.producer()).await.expect("XADD"));
     }
     ids
 }

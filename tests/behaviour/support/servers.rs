@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::rights;
 use super::wait::until_blocking;
 
 /// How long a server may take to answer after its start; PostgreSQL may have a crash to recover from.
@@ -302,15 +303,18 @@ impl OwnRedis {
                     .map(str::to_owned)
                     .to_vec();
             command.extend(["--port".to_owned(), port.to_string(), "--dir".to_owned(), data.to_owned()]);
+            // Users outlive a restart.
+            command.extend(["--aclfile".to_owned(), format!("{data}/users.acl")]);
             command.extend(arguments.iter().map(|&argument| argument.to_owned()));
             command
         });
+        std::fs::write(server.path.join("users.acl"), "").expect("users.acl");
         let mut redis = Self { server, port };
         redis.start();
         redis
     }
 
-    /// For `AEGIS_REDIS_URL`.
+    /// The administrator's address.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
@@ -325,8 +329,26 @@ impl OwnRedis {
     }
 }
 
-/// A PostgreSQL server of a test's own, copied from the template cluster: role `aegis` (password `aegis`), an empty database
-/// `aegis` with the extension.
+/// The cluster that all are copied from: made once a process.
+fn prepared_cluster() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        prepare();
+        let (template, name) = (stack(&["pg-template"]), data_name("cluster"));
+        let path = PathBuf::from(stack(&["data-dir", &name]));
+        copy(Path::new(&template), &path);
+        let _ = std::fs::remove_file(path.join(".complete"));
+        rights::prepare_cluster(&path, &format!("/data/{name}"));
+        path
+    })
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();
+    assert!(copied.is_ok_and(|status| status.success()), "cp -a {}", from.display());
+}
+
+/// A PostgreSQL server of a test's own, copied from a cluster with the roles and databases of [`rights::prepare_cluster`].
 pub struct OwnPostgres {
     server: Server,
     port: u16,
@@ -345,7 +367,7 @@ impl OwnPostgres {
     /// Started with further settings, each `name=value`.
     pub fn with(settings: &[&str]) -> Self {
         let port = free_port();
-        let template = stack(&["pg-template"]);
+        let template = prepared_cluster();
         let server = Server::new("postgres", "INT", |data| {
             let mut command = vec!["postgres".to_owned(), "-D".to_owned(), data.to_owned(), "-p".to_owned(), port.to_string()];
             let ours = [
@@ -362,15 +384,13 @@ impl OwnPostgres {
             }
             command
         });
-        let copied = Command::new("cp").args(["-a", &format!("{template}/.")]).arg(&server.path).status();
-        assert!(copied.is_ok_and(|status| status.success()), "cp -a {template}");
-        let _ = std::fs::remove_file(server.path.join(".complete"));
+        copy(template, &server.path);
         let mut postgres = Self { server, port };
         postgres.start();
         postgres
     }
 
-    /// For `AEGIS_DATABASE_URL`.
+    /// The administrator's address of a database; `aegis` is migrated.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://aegis:aegis@127.0.0.1:{}/{database}", self.port)
     }

@@ -5,24 +5,21 @@ use std::time::Duration;
 
 use aegis_ingest::config;
 use redis::aio::MultiplexedConnection;
-use tokio::sync::OnceCell;
 use tokio_postgres::NoTls;
 
-use super::{servers, worker};
-
-/// Database that is migrated once, by the real program, and copied for each space.
-const MIGRATED: &str = "aegis_migrated";
+use super::rights::{self, Redis, Rights};
+use super::servers;
 
 /// Where one test's data go.
 #[derive(Clone, Debug)]
 pub struct Space {
     /// Unique in this process; also the database's name.
     pub name: String,
-    /// For `AEGIS_KEY_PREFIX`.
+    /// For `AEGIS_KEY_PREFIX`; users of Redis are for one prefix, see [`Space::with_prefix`].
     pub prefix: String,
-    /// For `AEGIS_REDIS_URL`.
+    /// The administrator's address of Redis; programs are given their own user's, see [`Space::settings`].
     pub redis_url: String,
-    /// For `AEGIS_DATABASE_URL`.
+    /// The administrator's address of the database; programs are given their own role's.
     pub database_url: String,
     /// For `AEGIS_CHROMA_URL`.
     pub chroma_url: String,
@@ -30,15 +27,17 @@ pub struct Space {
     pub collection: String,
     /// For `AEGIS_CHROMA_SPACE`.
     pub distance: config::Space,
+    /// What its programs may do.
+    pub rights: Rights,
 }
 
 /// The stores of a space; shared ones unless said otherwise.
 #[derive(Default)]
 #[allow(clippy::struct_field_names, reason = "they are the settings of these names")]
 pub struct Stores {
-    /// Address of Redis.
+    /// The administrator's address of Redis.
     pub redis_url: Option<String>,
-    /// Address of a database that exists; it need not be migrated, since workers do it at their start.
+    /// The administrator's address of a database that exists.
     pub database_url: Option<String>,
     /// Address of Chroma.
     pub chroma_url: Option<String>,
@@ -60,27 +59,58 @@ impl Space {
         let chroma_url = stores.chroma_url.unwrap_or_else(|| blocking(|| servers::chroma().url()));
         let database_url = match stores.database_url {
             Some(url) => url,
-            None => copy_of_migrated(&name).await,
+            None => copy_of(rights::MIGRATED, &name).await,
         };
+        rights::make_redis_users(&redis_url, &name).await;
         let collection = format!("{}-x", name.replace('_', "-"));
-        Self { prefix: name.clone(), redis_url, database_url, chroma_url, collection, distance: config::Space::Cosine, name }
+        let (distance, rights) = (config::Space::Cosine, Rights::Least);
+        Self { prefix: name.clone(), redis_url, database_url, chroma_url, collection, distance, rights, name }
+    }
+
+    /// The same under another key prefix, with users for it.
+    pub async fn with_prefix(self, prefix: &str) -> Self {
+        rights::make_redis_users(&self.redis_url, prefix).await;
+        Self { prefix: prefix.to_owned(), ..self }
+    }
+
+    /// The same for programs with all rights, which migrate by themselves.
+    pub fn with_all_rights(self) -> Self {
+        Self { rights: Rights::All, ..self }
     }
 
     /// A database of its own on the shared server, empty: not migrated.
     pub async fn unmigrated(test: &str) -> Self {
         let mut space = Self::new(test).await;
         let name = format!("{}_empty", space.name);
-        let server = blocking(servers::postgres);
-        create_database(server, &name, "aegis").await;
-        space.database_url = server.url(&name);
+        space.database_url = copy_of(rights::EMPTY, &name).await;
         space
+    }
+
+    /// Address of Redis as a user of `users.acl`: `producer`, `worker`, `operator`, `metrics` or `keda`.
+    pub fn redis_url_of(&self, user: &str) -> String {
+        rights::as_user(&self.redis_url, &format!("{}-{user}", self.prefix), rights::SECRET)
+    }
+
+    /// Address of the database as a role of `roles.sql`: `migrator`, `worker` or `reader`.
+    pub fn database_url_of(&self, role: &str) -> String {
+        rights::as_user(&self.database_url, &format!("aegis_{role}"), rights::SECRET)
     }
 
     /// Settings for a worker in this space.
     pub fn settings(&self) -> Vec<(String, String)> {
+        self.settings_of("worker")
+    }
+
+    /// Settings for a program with the Redis user `worker` or `operator`.
+    pub fn settings_of(&self, user: &str) -> Vec<(String, String)> {
+        let (redis_url, database_url, migrate) = match self.rights {
+            Rights::Least => (self.redis_url_of(user), self.database_url_of("worker"), "false"),
+            Rights::All => (self.redis_url.clone(), self.database_url.clone(), "true"),
+        };
         [
-            ("AEGIS_REDIS_URL", self.redis_url.as_str()),
-            ("AEGIS_DATABASE_URL", &self.database_url),
+            ("AEGIS_REDIS_URL", redis_url.as_str()),
+            ("AEGIS_DATABASE_URL", &database_url),
+            ("AEGIS_MIGRATE_ON_START", migrate),
             ("AEGIS_CHROMA_URL", &self.chroma_url),
             ("AEGIS_KEY_PREFIX", &self.prefix),
             ("AEGIS_CHROMA_COLLECTION", &self.collection),
@@ -110,13 +140,23 @@ impl Space {
         format!("{}:session:{session_id}", self.prefix)
     }
 
-    /// A new connection to Redis, with patience for large pipelines.
-    pub async fn redis(&self) -> MultiplexedConnection {
-        connect_redis(&self.redis_url).await
+    /// New connections to Redis, with patience for large pipelines: the administrator's, and the producer's for sending.
+    pub async fn redis(&self) -> Redis {
+        let administrator = connect_redis(&self.redis_url).await;
+        let producer = match self.rights {
+            Rights::Least => connect_redis(&self.redis_url_of("producer")).await,
+            Rights::All => administrator.clone(),
+        };
+        Redis::new(administrator, producer)
     }
 
-    /// A new connection to the database.
+    /// A new connection to the database as the reader: it sees what people and dashboards see.
     pub async fn database(&self) -> tokio_postgres::Client {
+        connect_database(&self.database_url_of("reader")).await
+    }
+
+    /// A new connection to the database for what only an administrator may.
+    pub async fn administrator(&self) -> tokio_postgres::Client {
         connect_database(&self.database_url).await
     }
 
@@ -164,19 +204,14 @@ async fn create_database(server: &servers::OwnPostgres, name: &str, template: &s
     }
 }
 
-/// A copy of the database that is migrated once by `aegis-ingest migrate`.
-async fn copy_of_migrated(name: &str) -> String {
-    static DONE: OnceCell<()> = OnceCell::const_new();
+/// A database of that name on the shared server, a copy of another one with what the roles may do there; the administrator's
+/// address of it.
+async fn copy_of(template: &str, name: &str) -> String {
     let server = blocking(servers::postgres);
-    DONE.get_or_init(|| async {
-        create_database(server, MIGRATED, "aegis").await;
-        let url = server.url(MIGRATED);
-        let output = worker::command(&["migrate"], &[("AEGIS_DATABASE_URL", url.as_str())]);
-        assert!(output.status.success(), "aegis-ingest migrate: {output:?}");
-        let client = connect_database(&server.url("postgres")).await;
-        client.batch_execute(&format!("ALTER DATABASE {MIGRATED} ALLOW_CONNECTIONS false")).await.expect("the owner may");
-    })
-    .await;
-    create_database(server, name, MIGRATED).await;
+    create_database(server, name, template).await;
+    // CREATE DATABASE copies what is in a database, and leaves out who may connect to it.
+    let grants = "UPDATE pg_database SET datacl = (SELECT datacl FROM pg_database WHERE datname = 'aegis') WHERE datname = $1";
+    let client = connect_database(&server.url("postgres")).await;
+    assert_eq!(client.execute(grants, &[&name]).await.expect("an administrator may"), 1);
     server.url(name)
 }

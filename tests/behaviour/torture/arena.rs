@@ -18,7 +18,7 @@ use super::weather::Weather;
 use super::workers::Workers;
 use crate::support::servers::{OwnChroma, OwnPostgres, OwnRedis};
 use crate::support::space::{Stores, connect_database};
-use crate::support::{Space, stores, worker};
+use crate::support::{Space, stores};
 
 /// Between two words about how it goes.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -60,9 +60,7 @@ impl Arena {
             chroma_url: format!("http://127.0.0.1:{to_chroma}"),
             ..direct.clone()
         };
-        let migrated = block_in_place(|| worker::command(&["migrate"], &[("AEGIS_DATABASE_URL", direct.database_url.as_str())]));
-        assert!(migrated.status.success(), "aegis-ingest migrate: {migrated:?}");
-        let database = direct.database().await;
+        let database = direct.administrator().await;
         let checks = format!(
             "ALTER TABLE interaction_logs ADD CONSTRAINT poison CHECK (intent <> '{POISON_INTENT}');
              ALTER TABLE session_events ADD CONSTRAINT poison CHECK (seq <> {POISON_SEQ})"

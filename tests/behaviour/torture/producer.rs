@@ -107,7 +107,7 @@ pub fn start(seed: u64, arena: &Arena, ledger: &Arc<Ledger>) -> Producers {
     for number in 0..PRODUCERS {
         let producer = Producer {
             rng: SmallRng::seed_from_u64(seed ^ (number + 1) << 40),
-            url: arena.space.redis_url.clone(),
+            url: arena.space.redis_url_of("producer"),
             streams: Lane::ALL.map(|lane| arena.space.stream(lane.name())),
             ledger: Arc::clone(ledger),
             connection: None,

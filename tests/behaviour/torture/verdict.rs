@@ -196,7 +196,7 @@ async fn sessions(arena: &Arena, updates: &[Update], offences: &mut Vec<String>)
         offences.push(format!("{} sessions are to be in the table, and {} are", wanted.len(), table.len()));
     }
     let keys: Vec<_> = wanted.keys().map(|session| space.session_key(session)).collect();
-    let hashes = stores::session_hashes(&mut space.redis().await, &keys).await;
+    let hashes = stores::session_hashes(&mut *space.redis().await, &keys).await;
     for ((session, wanted), hash) in wanted.iter().zip(&hashes) {
         if table.get(session) != Some(wanted) {
             offences.push(format!("table sessions, {session}:\n  is to be {wanted:?}\n  and is   {:?}", table.get(session)));
