@@ -1,5 +1,6 @@
 //! The composition root: the only place where concrete parts meet.
 
+pub mod rebuild;
 mod session_store;
 mod watch;
 
@@ -21,7 +22,11 @@ use crate::redis::{GroupReader, InHand, ReaderSettings, Redis, Settler, SettlerS
 use crate::seam::{Answer, Destination, Pauses};
 use crate::telemetry::health::{Component, Health, Outage};
 use crate::telemetry::metric::{LaneMetrics, Recorder, UPKEEP_PERIOD};
-use crate::timescale::{Database, DatabaseError, Interactions, SessionTables, schema};
+use crate::timescale::{Database, DatabaseError, EmbeddingLog, Interactions, SessionTables, schema};
+
+/// How much wider the window of `occurred_at` is in a lane that leaves judging to another: more than the two ever lie apart, and a
+/// month of chunks at the most for what a broken clock wrote.
+const WINDOW_MARGIN: Duration = Duration::from_hours(30 * 24);
 
 /// Unix microseconds of the system's clock.
 fn now_us() -> i64 {
@@ -143,7 +148,11 @@ async fn ready_schema(parts: &Parts) -> Result<(), Fatal> {
     let mut pauses = Pauses::new();
     let ready = async {
         loop {
-            let result = if config.migrate_on_start { migrate(config).await } else { find_schema(config).await };
+            let result = if config.migrate_on_start {
+                migrate(config, &parts.config.lanes).await
+            } else {
+                find_schema(config, &parts.config.lanes).await
+            };
             match result {
                 Ok(()) => break Ok(()),
                 Err(error @ (DatabaseError::Refused(_) | DatabaseError::Schema(_))) => {
@@ -167,15 +176,15 @@ async fn ready_schema(parts: &Parts) -> Result<(), Fatal> {
     Ok(())
 }
 
-async fn migrate(config: &crate::config::Database) -> Result<(), DatabaseError> {
+async fn migrate(config: &crate::config::Database, lanes: &[LaneName]) -> Result<(), DatabaseError> {
     let migrated = schema::migrate(config).await?;
     tracing::info!(applied = ?migrated.applied, version = migrated.version, "the schema is up to date");
     // A table that somebody dropped is not made again by migrations that were applied once.
-    find_schema(config).await
+    find_schema(config, lanes).await
 }
 
-async fn find_schema(config: &crate::config::Database) -> Result<(), DatabaseError> {
-    let found = schema::inspect(config).await?;
+async fn find_schema(config: &crate::config::Database, lanes: &[LaneName]) -> Result<(), DatabaseError> {
+    let found = schema::inspect(config, lanes).await?;
     if found.missing.is_empty() {
         return Ok(());
     }
@@ -203,6 +212,10 @@ impl LanePart {
                 let hashes = SessionHashes::new(redis.clone(), &config.streams.prefix, config.session_ttl);
                 self.serve(SessionStore::new(SessionTables::new(database.clone()), hashes, config.batch)).await
             }
+            LaneName::Archive => {
+                let log = EmbeddingLog::new(database.clone(), &config.chroma.collection, config.batch);
+                self.serve(log).await
+            }
             LaneName::Embeddings => self.serve(Vectors::new(chroma.clone(), &config.chroma, config.batch.vectors_max)).await,
         }
     }
@@ -210,6 +223,14 @@ impl LanePart {
     async fn serve(&self, destination: impl Destination) -> Result<(), Fatal> {
         let Parts { config, redis, leaving, .. } = &*self.parts;
         let key = config.streams.key(self.lane, self.partition);
+        let streams = config.streams.of(self.lane);
+        let judged_elsewhere = self.lane.source() != self.lane;
+        let mut events = config.events;
+        if judged_elsewhere {
+            // The other lane may look sooner or later: what it still takes, or takes by then, must not be missing here.
+            events.age_max += WINDOW_MARGIN;
+            events.skew_max += WINDOW_MARGIN;
+        }
         let stream_outage = Outage::new(&self.metrics, Component::Redis);
         let in_hand = InHand::default();
         let settler = SettlerSettings {
@@ -218,9 +239,10 @@ impl LanePart {
             dead_max: config.delivery.dead_max,
             claim_idle: config.delivery.claim_idle,
         };
-        let settler = Arc::new(Settler::new(redis.clone(), &config.streams, settler));
+        let settler = Arc::new(Settler::new(redis.clone(), &streams, settler));
         let reader = ReaderSettings {
             key: key.clone(),
+            judging_group: judged_elsewhere.then(|| config.streams.group.clone()),
             claim_idle: config.delivery.claim_idle,
             deliveries_max: config.delivery.deliveries_max,
             entry_bytes_max: config.events.entry_bytes_max,
@@ -229,7 +251,7 @@ impl LanePart {
         };
         let source = GroupReader::new(
             redis.clone(),
-            &config.streams,
+            &streams,
             reader,
             in_hand,
             Arc::clone(&self.losses),
@@ -243,7 +265,8 @@ impl LanePart {
             settings: LaneSettings {
                 stream: key.clone(),
                 batch: config.batch,
-                events: config.events,
+                events,
+                judged_elsewhere,
                 metrics: Arc::clone(&self.metrics),
                 destination_outage: Outage::new(&self.metrics, Component::store_of(self.lane)),
                 stream_outage,

@@ -2,12 +2,15 @@
 
 mod check;
 mod dead;
+mod embeddings;
 mod healthcheck;
 mod migrate;
 mod produce;
+mod progress;
 mod run;
 mod status;
 mod table;
+mod when;
 
 use std::process::ExitCode;
 
@@ -46,6 +49,8 @@ enum Command {
     Status(status::Args),
     /// Lists, shows, replays and drops dead letters
     Dead(dead::Args),
+    /// Rebuilds collections of Chroma out of the archive
+    Embeddings(embeddings::Args),
     /// Exits with 0 when the worker on this machine is ready
     Healthcheck(healthcheck::Args),
 }
@@ -116,6 +121,7 @@ pub fn main() -> ExitCode {
             Command::Produce(args) => produce::run(&config, args).await.map(|()| ExitCode::SUCCESS),
             Command::Status(args) => status::run(&config, args).await,
             Command::Dead(args) => dead::run(&config, args).await,
+            Command::Embeddings(args) => Box::pin(embeddings::run(&config, args)).await,
             Command::Healthcheck(args) => healthcheck::run(&config, args).await,
         }
     });

@@ -30,11 +30,15 @@ pub enum Lane {
     Sessions,
     /// Vectors, to Chroma.
     Embeddings,
+    /// The same vectors out of the same streams, to `embedding_log`, from which a lost collection is rebuilt.
+    Archive,
 }
 
 impl Lane {
     /// All lanes, in the order in which they are listed to people.
-    pub const ALL: [Self; 3] = [Self::Interactions, Self::Sessions, Self::Embeddings];
+    pub const ALL: [Self; 4] = [Self::Interactions, Self::Sessions, Self::Embeddings, Self::Archive];
+    /// Those with streams of their own: what producers write to.
+    pub const PRODUCED: [Self; 3] = [Self::Interactions, Self::Sessions, Self::Embeddings];
 
     /// The name in stream keys, settings and metric labels.
     pub const fn name(self) -> &'static str {
@@ -42,6 +46,16 @@ impl Lane {
             Self::Interactions => "interactions",
             Self::Sessions => "sessions",
             Self::Embeddings => "embeddings",
+            Self::Archive => "archive",
+        }
+    }
+
+    /// The lane whose streams it reads, and whose dead letters are its own.
+    #[must_use]
+    pub const fn source(self) -> Self {
+        match self {
+            Self::Interactions | Self::Sessions | Self::Embeddings => self,
+            Self::Archive => Self::Embeddings,
         }
     }
 
@@ -64,7 +78,7 @@ impl FromStr for Lane {
         Self::ALL
             .into_iter()
             .find(|lane| lane.name() == text)
-            .ok_or_else(|| "one of interactions, sessions, embeddings".to_owned())
+            .ok_or_else(|| "one of interactions, sessions, embeddings, archive".to_owned())
     }
 }
 
@@ -119,7 +133,18 @@ pub struct Streams {
 impl Streams {
     /// The stream of a lane and partition, as producers write it.
     pub fn key(&self, lane: Lane, partition: u16) -> String {
+        let lane = lane.source();
         if self.partitions == 1 { format!("{}:{lane}", self.prefix) } else { format!("{}:{lane}:{{{partition}}}", self.prefix) }
+    }
+
+    /// The same streams as a lane reads them: through a group of its own where another lane reads them too, so that neither
+    /// waits for the other's store.
+    #[must_use]
+    pub fn of(&self, lane: Lane) -> Self {
+        match lane {
+            Lane::Interactions | Lane::Sessions | Lane::Embeddings => self.clone(),
+            Lane::Archive => Self { group: format!("{}-archive", self.group), ..self.clone() },
+        }
     }
 
     /// All streams of a lane.

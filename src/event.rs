@@ -230,6 +230,10 @@ pub struct Embedding<'a> {
     pub embedding: Vector<'a>,
     /// The text behind the vector.
     pub document: Option<&'a str>,
+    /// Given beside the metadata.
+    pub session_id: Option<&'a str>,
+    /// Given beside the metadata.
+    pub user_id: Option<&'a str>,
     /// Flat map of scalars as JSON text of one object, `session_id`, `user_id` and `occurred_at` included.
     pub metadata: &'a [u8],
     /// Absent: the configured one.

@@ -63,6 +63,9 @@ pub struct LaneSettings {
     pub events: EventLimits,
     /// Counters of this lane.
     pub metrics: Arc<LaneMetrics>,
+    /// Another lane reads the same stream and sets aside what cannot be read in it: this one acknowledges such events without a
+    /// second dead letter.
+    pub judged_elsewhere: bool,
     /// Tells of the destination's outages.
     pub destination_outage: Outage,
     /// Tells of the stream's outages.
@@ -283,6 +286,9 @@ impl<D: Destination, T: Settle> Shared<D, T> {
         let Some(batch) = queue.back_mut() else { return };
         batch.alone = delivered.alone;
         batch.take(delivered, &*self.destination, &self.settings.stream, judge, scratch);
+        if self.settings.judged_elsewhere {
+            metrics.events_passed.increment(batch.pass_over());
+        }
         batch.full = batch.alone || batch.rows.len() >= rows_max || batch.bytes >= self.settings.batch.bytes_max;
     }
 

@@ -1,12 +1,14 @@
 //! Everything said to PostgreSQL: binary COPY into the hypertables, the sessions table, the schema.
 
 mod copy;
+mod embedding_log;
 mod error;
 pub mod frame;
 mod interactions;
 pub mod schema;
 mod session_tables;
 
+pub use embedding_log::{Archive, ArchivedCollection, EmbeddingLog, LogPlace, Record};
 pub use error::DatabaseError;
 pub use interactions::Interactions;
 pub use session_tables::{SessionRows, SessionTables};

@@ -39,6 +39,7 @@ pub fn read_and_acknowledge(redis_url: &str, stream: &str, group: &str) -> Resul
         let settler = Arc::new(Settler::new(redis.clone(), &config.streams, settler));
         let reader = ReaderSettings {
             key: stream.to_owned(),
+            judging_group: None,
             claim_idle: config.delivery.claim_idle,
             deliveries_max: config.delivery.deliveries_max,
             entry_bytes_max: config.events.entry_bytes_max,

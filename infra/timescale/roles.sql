@@ -53,7 +53,7 @@ GRANT USAGE, CREATE ON SCHEMA public TO aegis_owner;
 GRANT USAGE ON SCHEMA public TO aegis_worker, aegis_reader;
 
 -- Copying into a hypertable and INSERT … ON CONFLICT DO NOTHING need INSERT alone; merging a session needs to see it.
-SELECT format(statement, name) FROM unnest('{interaction_logs,session_events,sessions}'::text[]) AS name,
+SELECT format(statement, name) FROM unnest('{interaction_logs,session_events,sessions,embedding_log}'::text[]) AS name,
     unnest(ARRAY['REVOKE ALL ON %I FROM aegis_worker', 'GRANT SELECT ON %I TO aegis_reader',
         CASE name WHEN 'sessions' THEN 'GRANT SELECT, INSERT, UPDATE ON %I TO aegis_worker'
                   ELSE 'GRANT INSERT ON %I TO aegis_worker' END]) WITH ORDINALITY AS step (statement, turn)

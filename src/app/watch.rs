@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Parts, now_us};
 use crate::chroma::ChromaError;
-use crate::config::Lane;
+use crate::config::{Lane, Streams};
 use crate::lifecycle::{Fatal, Tasks};
 use crate::redis::inspect::Losses;
 use crate::redis::{RedisError, Settler, inspect, remove_gone_consumers};
@@ -96,11 +96,12 @@ pub(super) fn spawn_streams(
 ) {
     let (parts, metrics, losses) = (Arc::clone(parts), Arc::clone(metrics), losses.to_vec());
     tasks.spawn("streams", async move {
-        let keys = parts.config.streams.keys(lane);
+        let streams = parts.config.streams.of(lane);
+        let keys = streams.keys(lane);
         let mut tick = tokio::time::interval(STREAMS_PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while parts.leaving.stop.run_until_cancelled(tick.tick()).await.is_some() {
-            match look(&parts, &keys, &losses, &metrics).await {
+            match look(&parts, &streams, &keys, &losses, &metrics).await {
                 Ok(state) => metrics.set_streams(&state),
                 // The outage itself is told by the lane's reader.
                 Err(_) => metrics.set_streams_unknown(),
@@ -110,16 +111,25 @@ pub(super) fn spawn_streams(
     });
 }
 
-async fn look(parts: &Parts, keys: &[String], losses: &[Arc<Losses>], metrics: &LaneMetrics) -> Result<StreamState, RedisError> {
+async fn look(
+    parts: &Parts,
+    streams: &Streams,
+    keys: &[String],
+    losses: &[Arc<Losses>],
+    metrics: &LaneMetrics,
+) -> Result<StreamState, RedisError> {
+    // Each dead letter counts once: with the lane that set it aside.
+    let own_letters = metrics.lane.source() == metrics.lane;
+
     let mut sum = StreamState { lag: Some(0), ..StreamState::default() };
     let now_ms = (now_us() / 1000).unsigned_abs();
     for (key, losses) in keys.iter().zip(losses) {
-        let stream = inspect::stream(&parts.redis, &parts.config.streams, key).await?;
+        let stream = inspect::stream(&parts.redis, streams, key).await?;
         losses.note(&stream, metrics);
         sum.length += stream.length;
         sum.lag = sum.lag.zip(stream.lag).map(|(sum, lag)| sum + lag);
         sum.pending += stream.pending;
-        sum.dead_letters += stream.dead_letters;
+        sum.dead_letters += if own_letters { stream.dead_letters } else { 0 };
         sum.consumers = sum.consumers.max(stream.consumers.len() as u64);
         if let Some(oldest) = stream.oldest_unacknowledged {
             sum.oldest_unacknowledged = sum.oldest_unacknowledged.max(Duration::from_millis(now_ms.saturating_sub(oldest.ms)));

@@ -156,6 +156,15 @@ impl Client {
         }
     }
 
+    /// Deletes a collection with all that is in it. Returns whether there was one.
+    pub async fn delete_collection(&self, name: &str) -> Result<bool, ChromaError> {
+        match self.call(Method::DELETE, self.collections(&[name]), None, SMALL_ANSWER_BYTES_MAX).await {
+            Ok(_) => Ok(true),
+            Err(ChromaError::NotFound(message)) if message.starts_with("Collection [") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Inserts or updates records, all or none. `body` is JSON: `ids`, `embeddings`, `documents`, `metadatas`.
     pub async fn upsert(&self, collection: Uuid, body: Vec<u8>) -> Result<(), ChromaError> {
         let url = self.collections(&[&collection.to_string(), "upsert"]);

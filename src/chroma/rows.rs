@@ -50,7 +50,7 @@ impl seam::Rows for Rows {
 
 impl Rows {
     /// Adds one event.
-    pub(super) fn push(&mut self, event: &Embedding<'_>, place: Place) {
+    pub fn push(&mut self, event: &Embedding<'_>, place: Place) {
         let start = self.arena.len();
         let derived;
         let id = if let Some(id) = event.id {

@@ -274,6 +274,8 @@ mod tests {
                 id: None,
                 embedding: Vector(Cow::Owned(bytes)),
                 document: None,
+                session_id: None,
+                user_id: None,
                 metadata: b"{}",
                 collection: None,
             };

@@ -3,7 +3,6 @@
 mod act;
 mod display;
 mod list;
-mod progress;
 mod select;
 mod show;
 

@@ -183,7 +183,7 @@ impl Source {
 
     fn lanes(&self) -> Vec<Lane> {
         match self {
-            Self::MadeUp(options) => Lane::ALL.into_iter().filter(|lane| options.mix.weight(*lane) > 0).collect(),
+            Self::MadeUp(options) => Lane::PRODUCED.into_iter().filter(|lane| options.mix.weight(*lane) > 0).collect(),
             Self::Timeline { .. } => vec![Lane::Interactions, Lane::Sessions],
         }
     }

@@ -97,9 +97,12 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<ExitCode
 
 async fn look(redis: &Redis, config: &Config) -> Result<Look, RedisError> {
     let server = inspect::server(redis).await?;
-    let keys = config.lanes.iter().flat_map(|lane| config.streams.keys(*lane).into_iter().map(|key| (*lane, key)));
+    let keys = config.lanes.iter().flat_map(|lane| {
+        let streams = config.streams.of(*lane);
+        streams.keys(*lane).into_iter().map(move |key| (*lane, streams.clone(), key))
+    });
     let streams = futures_util::stream::iter(keys)
-        .map(|(lane, key)| async move { inspect::stream(redis, &config.streams, &key).await.map(|info| (lane, info)) })
+        .map(|(lane, streams, key)| async move { inspect::stream(redis, &streams, &key).await.map(|info| (lane, info)) })
         .buffered(AT_ONCE)
         .try_collect()
         .await?;
@@ -124,28 +127,31 @@ fn render(look: &Look, args: &Args, style: Style) -> String {
     let mut consumers =
         Table::new(&[Column::Left("STREAM"), Column::Left("CONSUMER"), Column::Right("PENDING"), Column::Right("IDLE")]);
     let mut notes = Vec::new();
-    for (_, info) in &look.streams {
+    for (lane, info) in &look.streams {
+        // Two lanes read one stream: what stands in it stands in both rows, its dead letters in the row of the lane that has them.
+        let own = lane.source() == *lane;
+        let name = if own { info.key.clone() } else { format!("{} ({lane})", info.key) };
         let oldest = info.oldest_unacknowledged.map_or_else(|| "-".to_owned(), |id| age(look.now_ms.saturating_sub(id.ms)));
         let lag = if info.group { info.lag.map_or_else(|| "?".to_owned(), grouped) } else { "-".to_owned() };
         table.row(&[
-            info.key.clone(),
+            name.clone(),
             grouped(info.length),
             lag,
             grouped(info.pending),
             oldest,
             info.consumers.len().to_string(),
-            grouped(info.dead_letters),
+            if own { grouped(info.dead_letters) } else { "-".to_owned() },
         ]);
         for consumer in &info.consumers {
-            consumers.row(&[info.key.clone(), consumer.name.clone(), grouped(consumer.pending), age(consumer.idle_ms)]);
+            consumers.row(&[name.clone(), consumer.name.clone(), grouped(consumer.pending), age(consumer.idle_ms)]);
         }
         if !info.exists {
-            notes.push(format!("{}: not there yet; the worker makes it", info.key));
+            notes.push(format!("{name}: not there yet; the worker makes it"));
         } else if !info.group {
-            notes.push(format!("{}: the consumer group is not there yet; the worker makes it, from the beginning", info.key));
+            notes.push(format!("{name}: the consumer group is not there yet; the worker makes it, from the beginning"));
         }
         if info.lost > 0 {
-            notes.push(format!("{}: {} entries were trimmed before they were read", info.key, grouped(info.lost)));
+            notes.push(format!("{name}: {} entries were trimmed before they were read", grouped(info.lost)));
         }
     }
     let mut text = table.render(style);

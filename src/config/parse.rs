@@ -43,7 +43,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 }
 
 pub(super) fn lanes(text: &str) -> Result<Vec<Lane>, String> {
-    const WANTED: &str = "one or more of interactions, sessions, embeddings, separated by commas";
+    const WANTED: &str = "one or more of interactions, sessions, embeddings, archive, separated by commas";
     let mut lanes =
         text.split(',').map(|lane| lane.trim().parse().map_err(|_| WANTED.to_owned())).collect::<Result<Vec<_>, _>>()?;
     lanes.sort_unstable();

@@ -259,6 +259,6 @@ impl<'a> Decode<'a> for Embedding<'a> {
             json.extend_from_slice(head.occurred_at_us.div_euclid(1000).to_string().as_bytes());
         }
         json.push(b'}');
-        Ok(Self { head, id, embedding, document, metadata: json, collection })
+        Ok(Self { head, id, embedding, document, session_id, user_id, metadata: json, collection })
     }
 }

@@ -67,6 +67,14 @@ impl<R: Rows> Batch<R> {
         }
     }
 
+    /// Forgets the events that cannot be read, and returns how many there were. What stopped this lane's workers again and again
+    /// is no such event: nobody else may have met it.
+    pub(super) fn pass_over(&mut self) -> u64 {
+        let before = self.dead.len();
+        self.dead.retain(|(_, fault, _)| fault.code == Code::Rejected);
+        (before - self.dead.len()) as u64
+    }
+
     fn take_entry<D: Destination<Rows = R>>(
         &mut self,
         entry: &Entry,

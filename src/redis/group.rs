@@ -51,6 +51,9 @@ struct Rest {
 pub struct ReaderSettings {
     /// The stream.
     pub key: String,
+    /// The group that sets aside what this one passes over: it is made as well, so that nothing counts as settled by everybody
+    /// before it has looked.
+    pub judging_group: Option<String>,
     /// Idle time after which others' entries are taken over.
     pub claim_idle: Duration,
     /// Deliveries after which an entry is set aside.
@@ -132,7 +135,16 @@ impl GroupReader {
 
     /// Makes the group, with the stream, from its beginning.
     async fn make_group(&mut self) -> Result<(), RedisError> {
-        let made = create_group(&self.redis, &self.settings.key, &self.streams.group).await?;
+        if let Some(judging) = &self.settings.judging_group {
+            create_group(&self.redis, &self.settings.key, judging, 0).await?;
+        }
+        // Such a group may join a stream of years: what was trimmed before it came is no loss of its.
+        let gone = if self.settings.judging_group.is_some() && !self.seen {
+            inspect::removed(&self.redis, &self.settings.key).await?
+        } else {
+            0
+        };
+        let made = create_group(&self.redis, &self.settings.key, &self.streams.group, gone).await?;
         if made && self.seen {
             self.metrics.groups_recreated.increment(1);
             tracing::warn!(
@@ -410,13 +422,17 @@ impl Source for GroupReader {
     }
 }
 
-/// Makes the group, with the stream, from its beginning. Returns whether it was absent.
+/// Makes the group, with the stream, from its beginning, as if it had read `read` entries that are gone. Returns whether it was
+/// absent.
 ///
 /// # Errors
 /// Redis is away or refuses.
-async fn create_group(redis: &Redis, key: &str, group: &str) -> Result<bool, RedisError> {
+async fn create_group(redis: &Redis, key: &str, group: &str, read: u64) -> Result<bool, RedisError> {
     let mut command = ::redis::cmd("XGROUP");
     command.arg("CREATE").arg(key).arg(group).arg("0").arg("MKSTREAM");
+    if read > 0 {
+        command.arg("ENTRIESREAD").arg(read);
+    }
     match query::<()>(redis, &command).await {
         Ok(()) => Ok(true),
         Err(RedisError::Unexpected(text)) if text.starts_with("BUSYGROUP") => Ok(false),

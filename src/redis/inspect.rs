@@ -99,19 +99,7 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
     info.exists = true;
     info.length = number(&found, "length").unwrap_or_default();
     let added = number(&found, "entries-added");
-    let groups: Vec<Value> = match query(redis, ::redis::cmd("XINFO").arg("GROUPS").arg(key)).await {
-        Ok(groups) => groups,
-        // It vanished since the last question.
-        Err(RedisError::Unexpected(text)) if text.contains("no such key") => {
-            return Ok(StreamInfo { key: key.to_owned(), dead_letters: info.dead_letters, ..StreamInfo::default() });
-        }
-        Err(error) => return Err(error),
-    };
-    let Some(group) = groups.into_iter().map(map).find(|group| {
-        group.get("name").and_then(|name| ::redis::from_redis_value_ref::<String>(name).ok()).as_deref() == Some(&streams.group)
-    }) else {
-        return Ok(info);
-    };
+    let Some(group) = group(redis, streams, key).await? else { return Ok(info) };
     info.group = true;
     info.pending = number(&group, "pending").unwrap_or_default();
     info.lag = number(&group, "lag");
@@ -135,6 +123,74 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
         });
     }
     Ok(info)
+}
+
+/// Entries that were in a stream once and are not any more.
+///
+/// # Errors
+/// Redis is away or refuses.
+pub(super) async fn removed(redis: &Redis, key: &str) -> Result<u64, RedisError> {
+    match query::<Value>(redis, ::redis::cmd("XINFO").arg("STREAM").arg(key)).await {
+        Ok(found) => {
+            let found = map(found);
+            let (added, length) = (number(&found, "entries-added"), number(&found, "length"));
+            Ok(added.unwrap_or_default().saturating_sub(length.unwrap_or_default()))
+        }
+        Err(RedisError::Unexpected(text)) if text.contains("no such key") => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// How far a stream goes, and whether the group is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tail {
+    /// Id of the newest entry that it ever had.
+    pub last: EntryId,
+    /// Whether somebody has read through the group.
+    pub group: bool,
+}
+
+/// Looks how far a stream goes.
+///
+/// # Errors
+/// Redis is away or refuses.
+pub async fn tail(redis: &Redis, streams: &Streams, key: &str) -> Result<Tail, RedisError> {
+    let found = match query::<Value>(redis, ::redis::cmd("XINFO").arg("STREAM").arg(key)).await {
+        Ok(found) => map(found),
+        Err(RedisError::Unexpected(text)) if text.contains("no such key") => return Ok(Tail::default()),
+        Err(error) => return Err(error),
+    };
+    let last = id(&found, "last-generated-id").unwrap_or_default();
+    Ok(Tail { last, group: group(redis, streams, key).await?.is_some() })
+}
+
+async fn group(redis: &Redis, streams: &Streams, key: &str) -> Result<Option<HashMap<String, Value>>, RedisError> {
+    let groups: Vec<Value> = match query(redis, ::redis::cmd("XINFO").arg("GROUPS").arg(key)).await {
+        Ok(groups) => groups,
+        Err(RedisError::Unexpected(text)) if text.contains("no such key") => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let named = |group: &HashMap<String, Value>| {
+        group.get("name").and_then(|name| ::redis::from_redis_value_ref::<String>(name).ok()).as_deref() == Some(&streams.group)
+    };
+    Ok(groups.into_iter().map(map).find(named))
+}
+
+/// Whether the group has settled every entry up to this one.
+///
+/// # Errors
+/// Redis is away or refuses.
+pub async fn is_settled(redis: &Redis, streams: &Streams, key: &str, until: EntryId) -> Result<bool, RedisError> {
+    let Some(group) = group(redis, streams, key).await? else { return Ok(false) };
+    let delivered = id(&group, "last-delivered-id").unwrap_or_default();
+    let mut unread = ::redis::cmd("XRANGE");
+    unread.arg(key).arg(format!("({delivered}")).arg(until.to_string()).arg("COUNT").arg(1);
+    if delivered < until && !query::<Vec<Value>>(redis, &unread).await?.is_empty() {
+        return Ok(false);
+    }
+    let mut pending = ::redis::cmd("XPENDING");
+    pending.arg(key).arg(&streams.group).arg("-").arg(until.to_string()).arg(1);
+    Ok(query::<Vec<Value>>(redis, &pending).await?.is_empty())
 }
 
 async fn oldest(

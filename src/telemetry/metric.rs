@@ -114,6 +114,7 @@ mod family {
     pub(super) const EVENTS_DUPLICATE: Family = Family::new("aegis_events_duplicate_total", Count, "Events that were durable at their destination already");
     pub(super) const EVENTS_DEAD: Family = Family::new("aegis_events_dead_total", Count, "Events set aside in a dead-letter stream, by code");
     pub(super) const EVENTS_FORWARDED: Family = Family::new("aegis_events_forwarded_total", Count, "Events handed on to another lane, such as inline embeddings");
+    pub(super) const EVENTS_PASSED: Family = Family::new("aegis_events_passed_total", Count, "Unusable events that were left to the lane that sets them aside: acknowledged here without a dead letter");
     pub(super) const RETRIES: Family = Family::new("aegis_retries_total", Count, "Tries that failed because the other side was away, by component");
     pub(super) const GROUPS_RECREATED: Family = Family::new("aegis_groups_recreated_total", Count, "Consumer groups that had vanished from Redis and were made again");
     pub(super) const DEAD_DROPPED: Family = Family::new("aegis_dead_letters_dropped_total", Count, "Oldest dead letters dropped because their stream was full");
@@ -279,6 +280,8 @@ pub struct LaneMetrics {
     pub events_duplicate: Counter,
     /// Events handed on to another lane.
     pub events_forwarded: Counter,
+    /// Unusable events left to the lane that sets them aside.
+    pub events_passed: Counter,
     /// Consumer groups made again.
     pub groups_recreated: Counter,
     /// Dead letters dropped from a full dead-letter stream.
@@ -322,6 +325,7 @@ impl LaneMetrics {
             events_written: counter(&family::EVENTS_WRITTEN),
             events_duplicate: counter(&family::EVENTS_DUPLICATE),
             events_forwarded: counter(&family::EVENTS_FORWARDED),
+            events_passed: counter(&family::EVENTS_PASSED),
             groups_recreated: counter(&family::GROUPS_RECREATED),
             dead_dropped: counter(&family::DEAD_DROPPED),
             batch_events: family::BATCH_EVENTS.histogram(exporter, &[label]),

@@ -44,13 +44,13 @@ pub struct Frames {
 }
 
 #[inline]
-fn field(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn field(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&(bytes.len() as i32).to_be_bytes());
     out.extend_from_slice(bytes);
 }
 
 #[inline]
-fn optional(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+pub(super) fn optional(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     match bytes {
         Some(bytes) => field(out, bytes),
         None => out.extend_from_slice(&(-1_i32).to_be_bytes()),
@@ -71,7 +71,7 @@ fn jsonb(out: &mut Vec<u8>, json: Option<&[u8]>) {
 
 impl Frames {
     #[inline]
-    fn row(&mut self, columns: i16, at_us: i64, id: Uuid, place: Place, rest: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn row(&mut self, columns: i16, at_us: i64, id: Uuid, place: Place, rest: impl FnOnce(&mut Vec<u8>)) {
         if self.building.capacity() == 0 {
             // A batch of a thousand rows of a few hundred bytes grows once or twice instead of twenty times.
             self.building.reserve(FRAMES_BYTES);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::error::DatabaseError;
-use crate::config;
+use crate::config::{self, Lane};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -29,7 +29,7 @@ pub fn newest_version() -> i32 {
 }
 
 /// A connection of its own, outside of any pool: a session lock must not outlive its use.
-async fn connect(config: &config::Database) -> Result<(Client, tokio::task::JoinHandle<()>), DatabaseError> {
+pub(super) async fn connect(config: &config::Database) -> Result<(Client, tokio::task::JoinHandle<()>), DatabaseError> {
     let pg = super::settings(config)?;
     let (client, connection) = tokio::time::timeout(config.connect_timeout, pg.connect(config.tls.make()))
         .await
@@ -98,11 +98,11 @@ pub struct Found {
     pub missing: Vec<&'static str>,
 }
 
-/// Looks what stands in the database.
+/// Looks what stands in the database, and whether it has what these lanes need.
 ///
 /// # Errors
 /// The database is away or refuses.
-pub async fn inspect(config: &config::Database) -> Result<Found, DatabaseError> {
+pub async fn inspect(config: &config::Database, lanes: &[Lane]) -> Result<Found, DatabaseError> {
     let (client, _task) = connect(config).await?;
     let failed = |error: tokio_postgres::Error| DatabaseError::from(&error);
     let row = client
@@ -114,7 +114,8 @@ pub async fn inspect(config: &config::Database) -> Result<Found, DatabaseError> 
         .await
         .map_err(failed)?;
     let mut missing = Vec::new();
-    for table in ["interaction_logs", "session_events", "sessions"] {
+    let archive = lanes.contains(&Lane::Archive).then_some("embedding_log");
+    for table in ["interaction_logs", "session_events", "sessions"].into_iter().chain(archive) {
         let there = client.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&table]).await.map_err(failed)?;
         if !there.get::<_, bool>(0) {
             missing.push(table);

@@ -43,6 +43,8 @@ impl std::str::FromStr for Mix {
                 Lane::Interactions => mix.interactions = weight,
                 Lane::Sessions => mix.sessions = weight,
                 Lane::Embeddings => mix.embeddings = weight,
+                // It has no stream to write to.
+                Lane::Archive => return Err(wanted()),
             }
         }
         if mix.total() == 0 { Err(wanted()) } else { Ok(mix) }
@@ -56,11 +58,12 @@ impl Mix {
             Lane::Interactions => self.interactions,
             Lane::Sessions => self.sessions,
             Lane::Embeddings => self.embeddings,
+            Lane::Archive => 0,
         }
     }
 
     fn total(self) -> u32 {
-        Lane::ALL.into_iter().map(|lane| u32::from(self.weight(lane))).sum()
+        Lane::PRODUCED.into_iter().map(|lane| u32::from(self.weight(lane))).sum()
     }
 
     fn draw(self, rng: &mut SmallRng) -> Lane {
@@ -202,7 +205,7 @@ impl Generator {
         let session_id = match lane {
             Lane::Interactions => self.interaction(event_id, at_us, &mut body),
             Lane::Sessions => self.session_update(event_id, at_us, &mut body),
-            Lane::Embeddings => self.embedding(event_id, at_us, &mut body),
+            Lane::Embeddings | Lane::Archive => self.embedding(event_id, at_us, &mut body),
         };
         Event { lane, session_id, at_us, body, poison: None }
     }

@@ -56,7 +56,7 @@ impl Packer {
             events_max: events_max.clamp(1, ARRAY_MAX),
             bytes_max,
             partitions,
-            open: vec![None; Lane::ALL.len() * usize::from(partitions)],
+            open: vec![None; Lane::PRODUCED.len() * usize::from(partitions)],
         }
     }
 

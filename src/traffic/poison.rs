@@ -172,7 +172,9 @@ impl<I: Iterator<Item = Event>> Mixer<I> {
         match lane {
             Lane::Interactions => drop(keys.insert("transcript".to_owned(), "this must become a dead letter".into())),
             Lane::Sessions => drop(keys.insert("status".to_owned(), "updated".into())),
-            Lane::Embeddings => drop(keys.insert("embedding".to_owned(), vec![0.5; self.dimensions.unwrap_or(1)].into())),
+            Lane::Embeddings | Lane::Archive => {
+                drop(keys.insert("embedding".to_owned(), vec![0.5; self.dimensions.unwrap_or(1)].into()));
+            }
         }
         keys
     }
@@ -214,7 +216,7 @@ mod tests {
             let decoded = map.and_then(|map| match event.lane {
                 Lane::Interactions => Interaction::decode(&mut judge, map, &origin).map(drop),
                 Lane::Sessions => SessionUpdate::decode(&mut judge, map, &origin).map(drop),
-                Lane::Embeddings => Embedding::decode(&mut judge, map, &origin).map(drop),
+                Lane::Embeddings | Lane::Archive => Embedding::decode(&mut judge, map, &origin).map(drop),
             });
             verdict = decoded.err().map(|fault| fault.code);
         });

@@ -21,8 +21,8 @@ async fn eight_migrations_at_once_all_succeed() {
     let database = space.administrator().await;
     let row = database.query_one("SELECT count(*), count(DISTINCT version) FROM refinery_schema_history", &[]).await.unwrap();
     assert!(row.get::<_, i64>(0) > 0 && row.get::<_, i64>(0) == row.get::<_, i64>(1), "each migration once");
-    let hypertables = "SELECT count(*) FROM timescaledb_information.hypertables WHERE hypertable_name IN ('interaction_logs', 'session_events')";
-    assert_eq!(database.query_one(hypertables, &[]).await.unwrap().get::<_, i64>(0), 2);
+    let hypertables = "SELECT count(*) FROM timescaledb_information.hypertables WHERE hypertable_name IN ('interaction_logs', 'session_events', 'embedding_log')";
+    assert_eq!(database.query_one(hypertables, &[]).await.unwrap().get::<_, i64>(0), 3);
 }
 
 /// The tables of contract.md §4: columns, types, and the key's order.

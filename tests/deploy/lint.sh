@@ -68,6 +68,9 @@ assert not any("://" in v and "@" in v for v in env.values()), "a password in th
 scaled = next((d for d in documents if d["kind"] == "ScaledObject"), None)
 if scaled:
     counts = [set(t["metadata"]) & {"lagCount", "pendingEntriesCount"} for t in scaled["spec"]["triggers"]]
+    groups = {(t["metadata"]["stream"].split(":{")[0].rsplit(":", 1)[1], t["metadata"]["consumerGroup"]) for t in scaled["spec"]["triggers"]}
+    assert not any(stream == "archive" for stream, _ in groups), groups
+    assert ("embeddings", "aegis-archive") in groups or "archive" not in env["AEGIS_LANES"], groups
     assert scaled["spec"]["minReplicaCount"] >= 1 and {"lagCount"} in counts and {"pendingEntriesCount"} in counts
 yaml.safe_dump_all(native, open(sys.argv[2], "w"))
 END

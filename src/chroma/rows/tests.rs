@@ -24,6 +24,8 @@ fn rows(events: &[Event<'_>]) -> Rows {
             id: event.id,
             embedding: Vector(Cow::Owned(bytes)),
             document: event.document,
+            session_id: None,
+            user_id: None,
             metadata: event.metadata.as_bytes(),
             collection: event.collection,
         };

@@ -22,7 +22,7 @@ fn advice(error: &DatabaseError) -> &'static str {
 
 pub(super) async fn check(config: &Config) -> Findings {
     let mut found = Findings::about("database");
-    match schema::inspect(&config.database).await {
+    match schema::inspect(&config.database, &config.lanes).await {
         Ok(database) => judge(&mut found, &database, schema::newest_version(), config.database.migrate_on_start),
         Err(error) => found.fail(error.to_string(), advice(&error)),
     }

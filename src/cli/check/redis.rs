@@ -50,8 +50,9 @@ pub(super) async fn check(config: &Config) -> Findings {
     }
     for lane in &config.lanes {
         let mut streams = Vec::new();
-        for key in config.streams.keys(*lane) {
-            match inspect::stream(&redis, &config.streams, &key).await {
+        let own = config.streams.of(*lane);
+        for key in own.keys(*lane) {
+            match inspect::stream(&redis, &own, &key).await {
                 Ok(stream) => streams.push(stream),
                 Err(error) => {
                     found.fail(format!("{key}: {error}"), advice(&error));
@@ -59,7 +60,7 @@ pub(super) async fn check(config: &Config) -> Findings {
                 }
             }
         }
-        judge_streams(&mut found, *lane, &config.streams.group, &streams);
+        judge_streams(&mut found, *lane, &own.group, &streams);
     }
     found
 }
@@ -133,7 +134,7 @@ fn judge_streams(found: &mut Findings, lane: Lane, group: &str, streams: &[Strea
             "let producers keep more (XADD MAXLEN), or add workers",
         );
     }
-    if dead > 0 {
+    if dead > 0 && lane.source() == lane {
         found.warn(format!("{name}: {}", counted(dead, "dead letter")), format!("see `aegis-ingest dead list --lane {lane}`"));
     }
 }

@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 
 use super::super::check::explained;
+use super::super::progress::Progress;
 use super::super::table::{counted, grouped, say};
-use super::progress::Progress;
-use super::select::{Filter, Place, holders, id, now_ms};
+use super::super::when::now_ms;
+use super::select::{Filter, Place, holders, id};
 use crate::config::Config;
 use crate::redis::dead::{self, Letter, Order, Outcome, Pages, Range};
 use crate::redis::{Redis, RedisError};

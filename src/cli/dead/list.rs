@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use super::super::check::explained;
 use super::super::table::{Column, Paint, Style, Table, counted, grouped, say};
-use super::select::{Filter, Place, now_ms};
+use super::super::when::now_ms;
+use super::select::{Filter, Place};
 use crate::config::{Config, Lane, Streams};
 use crate::redis::Redis;
 use crate::redis::dead::{self, Letter, Order, Pages};

@@ -1,11 +1,10 @@
 //! Which dead letters are meant.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::bail;
 
 use super::super::check::explained;
-use crate::config::{self, Config, Lane};
+use super::super::when::{When, when};
+use crate::config::{Config, Lane};
 use crate::event::Code;
 use crate::redis::Redis;
 use crate::redis::dead::{self, Letter, Range};
@@ -32,8 +31,9 @@ impl Place {
             bail!("--partition {partition}: AEGIS_PARTITIONS is {partitions}, so 0 to {} is what there is", partitions - 1);
         }
         let lanes = if self.lanes.is_empty() { &config.lanes } else { &self.lanes };
+        let lanes: Vec<_> = lanes.iter().map(|lane| lane.source()).collect();
         let mut streams = Vec::new();
-        for lane in Lane::ALL.into_iter().filter(|lane| lanes.contains(lane)) {
+        for lane in Lane::PRODUCED.into_iter().filter(|lane| lanes.contains(lane)) {
             let partitions = self.partition.map_or(0..partitions, |partition| partition..partition + 1);
             streams.extend(partitions.map(|partition| (lane, config.streams.key(lane, partition))));
         }
@@ -74,34 +74,6 @@ impl Filter {
     }
 }
 
-/// A point in time as a person gives it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum When {
-    /// Unix milliseconds.
-    At(u64),
-    /// Milliseconds ago.
-    Ago(u64),
-}
-
-impl When {
-    fn ms(self, now_ms: u64) -> u64 {
-        match self {
-            Self::At(ms) => ms,
-            Self::Ago(ms) => now_ms.saturating_sub(ms),
-        }
-    }
-}
-
-fn when(text: &str) -> Result<When, String> {
-    if let Ok(ago) = config::duration(text, 0, u64::MAX) {
-        return Ok(When::Ago(ago.as_millis() as u64));
-    }
-    let at: jiff::Timestamp = text
-        .parse()
-        .map_err(|_| "expected a time such as 2026-11-22T14:00:00Z, or how long ago, such as 30m, 2h or 7d".to_owned())?;
-    u64::try_from(at.as_millisecond()).map(When::At).map_err(|_| "expected a time after 1970".to_owned())
-}
-
 fn code(text: &str) -> Result<Code, String> {
     Code::ALL.into_iter().find(|code| code.name() == text).ok_or_else(|| {
         let names: Vec<_> = Code::ALL.into_iter().map(Code::name).collect();
@@ -112,11 +84,6 @@ fn code(text: &str) -> Result<Code, String> {
 /// Reads the id of a dead letter.
 pub(super) fn id(text: &str) -> Result<EntryId, String> {
     text.parse().map_err(|()| "expected an id such as 1763820000000-0, as `dead list` shows them".to_owned())
-}
-
-/// Unix milliseconds.
-pub(super) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 /// The streams that hold a dead letter of that id.
@@ -141,14 +108,6 @@ mod tests {
 
     fn config() -> Config {
         Config::load(&Given::from_pairs([("AEGIS_LANES", "sessions"), ("AEGIS_PARTITIONS", "2")])).unwrap()
-    }
-
-    #[test]
-    fn times_are_absolute_or_ago() {
-        assert_eq!(when("2h"), Ok(When::Ago(7_200_000)));
-        assert_eq!(when("1970-01-01T00:00:01Z"), Ok(When::At(1_000)));
-        assert!(when("yesterday").unwrap_err().contains("2h"));
-        assert!(when("1969-01-01T00:00:00Z").is_err());
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Link {
         let connection = redis.own_connection(answer_timeout).await?;
         Ok(Self {
             redis,
-            keys: Lane::ALL.into_iter().flat_map(|lane| config.streams.keys(lane)).collect(),
+            keys: Lane::PRODUCED.into_iter().flat_map(|lane| config.streams.keys(lane)).collect(),
             partitions: usize::from(config.streams.partitions),
             answer_timeout,
             connection: Mutex::new((0, Some(connection))),

@@ -22,7 +22,7 @@ pub(super) struct LaneTally {
 /// What Redis has taken.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    lanes: [LaneTally; Lane::ALL.len()],
+    lanes: [LaneTally; Lane::PRODUCED.len()],
     /// Events that must become dead letters, by the code they must have.
     poison: BTreeMap<Code, u64>,
     /// Entries that were sent again since their reply was lost: they may stand in the stream twice.
@@ -112,7 +112,7 @@ impl Summary {
         json["unconfirmed"] = self.unconfirmed.into();
         json["start"] = self.start().into();
         json["interrupted"] = self.interrupted.into();
-        for lane in Lane::ALL {
+        for lane in Lane::PRODUCED {
             json["lanes"][lane.name()] = figures(self.tally.lanes[lane as usize]);
         }
         json["poison"] = self.tally.poison.iter().map(|(code, count)| (code.name().to_owned(), Value::from(*count))).collect();
@@ -128,7 +128,7 @@ impl Summary {
             let _ = writeln!(out, "{name:<12} {events:>14} {entries:>14} {bytes:>12} {rate:>12}");
         };
         let _ = writeln!(out, "{:<12} {:>14} {:>14} {:>12} {:>12}", "", "events", "entries", "payload", "events/s");
-        for lane in Lane::ALL {
+        for lane in Lane::PRODUCED {
             let tally = self.tally.lanes[lane as usize];
             if tally.entries > 0 {
                 row(&mut out, lane.name(), tally);

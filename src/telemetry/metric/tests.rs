@@ -24,6 +24,7 @@ fn every_family_of_a_lane_stands_at_zero_or_unknown_from_the_start() {
         "aegis_groups_recreated_total",
         "aegis_dead_letters_dropped_total",
         "aegis_events_forwarded_total",
+        "aegis_events_passed_total",
         "aegis_renewed_total",
         "aegis_batches_in_flight",
         "aegis_batch_events_count",
@@ -37,8 +38,8 @@ fn every_family_of_a_lane_stands_at_zero_or_unknown_from_the_start() {
     for name in ["length", "lag", "pending"] {
         assert!(text.contains(&format!("aegis_stream_{name}{{lane=\"sessions\"}} NaN\n")), "{name}");
     }
-    assert_eq!(lines(&text, "aegis_events_dead_total{").len(), 3 * Code::ALL.len());
-    assert_eq!(lines(&text, "aegis_retries_total{").len(), 6);
+    assert_eq!(lines(&text, "aegis_events_dead_total{").len(), Lane::ALL.len() * Code::ALL.len());
+    assert_eq!(lines(&text, "aegis_retries_total{").len(), 2 * Lane::ALL.len());
     assert!(text.contains("aegis_retries_total{lane=\"embeddings\",component=\"chroma\"} 0\n"));
     assert!(text.contains("aegis_component_up{component=\"database\"} 0\n"));
     assert!(text.contains("aegis_redis_memory_used_bytes NaN\n"));

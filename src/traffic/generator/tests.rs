@@ -36,7 +36,7 @@ fn every_event_is_valid_in_both_formats_and_ids_are_unique() {
                         let decoded = event::SessionUpdate::decode(judge, map, origin).unwrap();
                         (decoded.head, decoded.session_id.to_owned())
                     }
-                    Lane::Embeddings => {
+                    Lane::Embeddings | Lane::Archive => {
                         let decoded = event::Embedding::decode(judge, map, origin).unwrap();
                         assert_eq!(decoded.embedding.dimension(), 384);
                         (decoded.head, event.session_id.to_string())

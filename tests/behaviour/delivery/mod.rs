@@ -1,7 +1,7 @@
 //! Nothing lost, nothing twice: what becomes of events when something fails on their way.
 #![expect(clippy::float_cmp, reason = "counters are whole numbers")]
 
-mod kit;
+pub mod kit;
 mod lost_reply;
 
 mod ambiguity;

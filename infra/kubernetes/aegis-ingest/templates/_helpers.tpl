@@ -58,11 +58,14 @@ securityContext:
 {{- define "aegis.streams" -}}
 {{- $root := . }}
 {{- range $lane := .Values.lanes }}
+{{- /* The archive reads the streams of embeddings, through a group of its own. */}}
+{{- $name := ternary "embeddings" $lane (eq $lane "archive") }}
+{{- $group := ternary (printf "%s-archive" $root.Values.group) $root.Values.group (eq $lane "archive") }}
 {{- if eq (int $root.Values.partitions) 1 }}
-- {{ $root.Values.keyPrefix }}:{{ $lane }}
+- {stream: {{ printf "%s:%s" $root.Values.keyPrefix $name | quote }}, group: {{ $group | quote }}}
 {{- else }}
 {{- range $n := until (int $root.Values.partitions) }}
-- {{ printf "%s:%s:{%d}" $root.Values.keyPrefix $lane $n | quote }}
+- {stream: {{ printf "%s:%s:{%d}" $root.Values.keyPrefix $name $n | quote }}, group: {{ $group | quote }}}
 {{- end }}
 {{- end }}
 {{- end }}

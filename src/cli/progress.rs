@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::super::table::grouped;
+use super::table::grouped;
 
 /// Often enough to see that it lives, seldom enough for a log.
 const LINE_EVERY: Duration = Duration::from_secs(5);
