@@ -1,5 +1,6 @@
 //! `aegis-ingest` copies what voice services push onto Redis Streams to where it is kept: interactions and session updates to
-//! TimescaleDB, the state of sessions to a table and a Redis hash, vectors to Chroma. Nothing lost, nothing twice.
+//! TimescaleDB, the state of sessions to a table and a Redis hash, vectors to Chroma, and if asked to `embedding_log`, from which a lost
+//! collection is made again. Nothing lost, nothing twice.
 //!
 //! # The map
 //!

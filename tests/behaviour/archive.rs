@@ -266,10 +266,10 @@ async fn a_deleted_collection_comes_back_as_it_was_while_traffic_runs() {
     let worker = Worker::start(&space, &[LANES]);
     let mut oracle = Oracle::default();
     // Several updates of an id, some in one entry, some within a millisecond.
-    for _ in 0..60 {
+    for _ in 0..30 {
         let events: Vec<_> = (0..30)
             .map(|_| {
-                let id = rng.random_range(0..700);
+                let id = rng.random_range(0..400);
                 oracle.random(&mut rng, id)
             })
             .collect();
@@ -293,7 +293,7 @@ async fn a_deleted_collection_comes_back_as_it_was_while_traffic_runs() {
         async move {
             let mut redis = space.redis().await;
             while !ended.load(Ordering::Relaxed) {
-                let id = rng.random_range(0..900);
+                let id = rng.random_range(0..500);
                 let event = oracle.random(&mut rng, id);
                 send::data(&mut redis, &stream, &event).await;
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -411,7 +411,7 @@ async fn a_rebuild_that_is_killed_is_run_again() {
     let worker = Worker::start(&space, &[LANES]);
     let mut rng = SmallRng::seed_from_u64(8);
     let mut oracle = Oracle::default();
-    for _ in 0..8 {
+    for _ in 0..4 {
         let events: Vec<_> = (0..500)
             .map(|_| {
                 let id = rng.random_range(0..3000);
@@ -421,7 +421,7 @@ async fn a_rebuild_that_is_killed_is_run_again() {
         send::data(&mut redis, &stream, &Mp::Array(events)).await;
     }
     settled(&space).await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         space.chroma().delete_collection(&space.collection).await.unwrap();
         let mut command = std::process::Command::new(worker::PROGRAM);
         command.args(["embeddings", "rebuild"]).env_clear().envs(space.settings()).stdout(Stdio::null()).stderr(Stdio::null());

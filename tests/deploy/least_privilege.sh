@@ -110,6 +110,7 @@ ok "and what it makes belongs to the owner"
 roles && ok "roles.sql grants on what exists"
 AEGIS_DATABASE_URL=$(database_url migrator) "$aegis" migrate >/dev/null && ok "the migrator comes again"
 
+export AEGIS_LANES=interactions,sessions,embeddings,archive
 export AEGIS_REDIS_URL AEGIS_MIGRATE_ON_START=false AEGIS_CLAIM_IDLE=2s AEGIS_API_KEYS_FILE=$outside/secrets/api_keys
 AEGIS_REDIS_URL=$(redis_url worker)
 "$aegis" run >"$outside/worker.log" 2>&1 &
@@ -142,6 +143,7 @@ eventually "sets aside what does not parse" is 1 redis operator xlen aegis:inter
 redis producer xadd aegis:interactions '*' json "$one" >/dev/null
 acknowledged() { redis keda xinfo groups "aegis:$1" | grep -A1 -x pending | grep -qx 0 && redis keda xinfo groups "aegis:$1" | grep -A1 -x lag | grep -qx 0; }
 for lane in interactions sessions embeddings; do eventually "settles $lane, a second copy and an inline vector included" acknowledged "$lane"; done
+eventually "archives vectors" is 3 sql reader "SELECT count(*) FROM embedding_log"
 is 1 sql reader "SELECT count(*) FROM interaction_logs" || fail "the second copy is a second row"
 [[ $(redis operator xlen aegis:embeddings) == 3 ]] || fail "the inline vectors did not go on"
 hash() { REDISCLI_AUTH=$(secret redis_worker) "$in_root" redis-cli --no-auth-warning -p "$redis_port" --user aegis-worker hmget aegis:session:s1 status; }
@@ -165,7 +167,7 @@ cp "$outside/secrets/scrape_key" "$outside/kept" && echo wrong >"$outside/secret
 eventually "not with another" up_is 0
 cp "$outside/kept" "$outside/secrets/scrape_key"
 eventually "and again with the right one, read anew" up_is 1
-recorded() { curl -fsS -m 5 -G "http://127.0.0.1:$prometheus_port/api/v1/query" --data-urlencode 'query=job_lane:aegis_stream_lag:max' | jq -e '.data.result | length == 3'; }
+recorded() { curl -fsS -m 5 -G "http://127.0.0.1:$prometheus_port/api/v1/query" --data-urlencode 'query=job_lane:aegis_stream_lag:max' | jq -e '.data.result | length == 4'; }
 eventually "and records by its rules" recorded
 kill "$prometheus"
 wait "$prometheus" || true
@@ -209,6 +211,7 @@ pids+=("$worker")
 eventually "what fails again is set aside again" is 1 redis operator xlen aegis:interactions:dead
 kill -TERM "$worker"
 wait "$worker" || fail "the worker did not leave with status 0"
+AEGIS_DATABASE_URL=$(database_url reader) operate embeddings rebuild --wait 5s >/dev/null && ok "embeddings rebuild, with the reader's role"
 operate dead drop --all --yes >/dev/null && is 0 redis operator xlen aegis:interactions:dead && ok "dead drop"
 
 # ---------------------------------------------------------------------------------------------------- nothing else
@@ -221,7 +224,7 @@ denied() { # ROLE STATEMENT
     $error == *'read-only transaction'* || $error == *'must have'* || $error == *'Only roles with'* ]] || fail "$1: $2: fails otherwise: $error"
   ok "$1 may not: $2"
 }
-for statement in "SELECT * FROM interaction_logs" "SELECT * FROM session_events" "SELECT * FROM other" "SELECT * FROM refinery_schema_history" \
+for statement in "SELECT * FROM interaction_logs" "SELECT * FROM session_events" "SELECT * FROM embedding_log" "SELECT * FROM other" "SELECT * FROM refinery_schema_history" \
   "INSERT INTO refinery_schema_history VALUES (9)" "DELETE FROM sessions" "TRUNCATE interaction_logs" "UPDATE interaction_logs SET intent = ''" \
   "DELETE FROM interaction_logs" "ALTER TABLE sessions ADD x int" "DROP TABLE sessions" "CREATE TABLE mine (x int)" "CREATE SCHEMA mine" \
   "SELECT drop_chunks('interaction_logs', now())" "SET ROLE aegis_owner" "COPY interaction_logs TO STDOUT" "COPY sessions TO PROGRAM 'true'" \
