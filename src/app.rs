@@ -1,10 +1,11 @@
 //! The composition root: the only place where concrete parts meet.
 
 pub mod rebuild;
+mod retention;
 mod session_store;
 mod watch;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::TcpListener;
@@ -44,6 +45,8 @@ struct Parts {
     leaving: Leaving,
     /// Cancelled once the schema is there.
     schema_ready: CancellationToken,
+    /// How long the database keeps rows, if not for ever; known once the schema is there.
+    kept: OnceLock<Duration>,
 }
 
 /// Runs the worker until a signal, or until something ends that must not.
@@ -74,6 +77,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ending> {
         recorder,
         leaving: Leaving::default(),
         schema_ready: CancellationToken::new(),
+        kept: OnceLock::new(),
         config,
     });
     let config = &parts.config;
@@ -100,6 +104,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ending> {
     let schema = Arc::clone(&parts);
     if config.lanes.iter().any(|lane| lane.needs_database()) {
         tasks.spawn("schema", async move { ready_schema(&schema).await });
+        retention::spawn(&parts, &mut tasks);
     }
     watch::spawn(&parts, &mut tasks);
     let upkeep = Arc::clone(&parts);
@@ -154,7 +159,7 @@ async fn ready_schema(parts: &Parts) -> Result<(), Fatal> {
                 find_schema(config, &parts.config.lanes).await
             };
             match result {
-                Ok(()) => break Ok(()),
+                Ok(found) => break Ok(found),
                 Err(error @ (DatabaseError::Refused(_) | DatabaseError::Schema(_))) => {
                     break Err(Fatal::Unusable(error.to_string()));
                 }
@@ -169,24 +174,30 @@ async fn ready_schema(parts: &Parts) -> Result<(), Fatal> {
         }
     };
     let Some(ready) = parts.leaving.stop.run_until_cancelled(ready).await else { return Ok(()) };
-    ready?;
+    let found = ready?;
     outage.recovered();
+    if let Some(kept) = found.stored.and_then(|stored| stored.policies.retention) {
+        let _ = parts.kept.set(kept);
+    }
     parts.schema_ready.cancel();
     parts.leaving.stop.cancelled().await;
     Ok(())
 }
 
-async fn migrate(config: &crate::config::Database, lanes: &[LaneName]) -> Result<(), DatabaseError> {
+async fn migrate(config: &crate::config::Database, lanes: &[LaneName]) -> Result<schema::Found, DatabaseError> {
     let migrated = schema::migrate(config).await?;
     tracing::info!(applied = ?migrated.applied, version = migrated.version, "the schema is up to date");
+    for line in migrated.policies.iter().filter(|line| line.lacking) {
+        tracing::warn!(about = line.about, "{}", line.state);
+    }
     // A table that somebody dropped is not made again by migrations that were applied once.
     find_schema(config, lanes).await
 }
 
-async fn find_schema(config: &crate::config::Database, lanes: &[LaneName]) -> Result<(), DatabaseError> {
+async fn find_schema(config: &crate::config::Database, lanes: &[LaneName]) -> Result<schema::Found, DatabaseError> {
     let found = schema::inspect(config, lanes).await?;
     if found.missing.is_empty() {
-        return Ok(());
+        return Ok(found);
     }
     Err(DatabaseError::Schema(format!("missing tables: {}", found.missing.join(", "))))
 }
@@ -230,6 +241,8 @@ impl LanePart {
             // The other lane may look sooner or later: what it still takes, or takes by then, must not be missing here.
             events.age_max += WINDOW_MARGIN;
             events.skew_max += WINDOW_MARGIN;
+        } else if let Some(kept) = self.parts.kept.get().filter(|_| self.lane.needs_database()) {
+            events = retention::within(*kept, events);
         }
         let stream_outage = Outage::new(&self.metrics, Component::Redis);
         let in_hand = InHand::default();

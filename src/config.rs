@@ -17,7 +17,8 @@ mod parse;
 mod settings;
 pub use parse::duration;
 use parse::{
-    DAY_MS, api_keys, boolean, consumer, database_url, http_url, integer, lanes, log_filter, name, redis_url, space, token,
+    DAY_MS, api_keys, boolean, consumer, database_url, duration_or_never, http_url, integer, lanes, log_filter, name, redis_url,
+    space, token,
 };
 pub use settings::{SETTINGS, Setting};
 
@@ -235,6 +236,21 @@ pub struct Database {
     pub write_timeout: Duration,
     /// Whether `run` brings the schema up to date first.
     pub migrate_on_start: bool,
+    /// What becomes of rows over the years.
+    pub policies: Policies,
+}
+
+/// What TimescaleDB is to do with rows over the years; `None` is never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policies {
+    /// Time that a chunk spans.
+    pub chunk_interval: Duration,
+    /// Age at which a chunk goes to the columnstore.
+    pub columnstore_after: Option<Duration>,
+    /// Age at which a chunk is dropped.
+    pub retention: Option<Duration>,
+    /// Whether there are aggregates by the minute.
+    pub aggregates: bool,
 }
 
 /// Distance of the collections that the worker creates.
@@ -461,6 +477,7 @@ impl Config {
                 connect_timeout: given.parse("AEGIS_DATABASE_CONNECT_TIMEOUT", |text| duration(text, 100, 300_000))?,
                 write_timeout: given.parse("AEGIS_DATABASE_WRITE_TIMEOUT", |text| duration(text, 100, 3_600_000))?,
                 migrate_on_start: given.parse("AEGIS_MIGRATE_ON_START", boolean)?,
+                policies: policies(given)?,
             },
             chroma: Chroma {
                 url: given.parse("AEGIS_CHROMA_URL", http_url)?,
@@ -512,6 +529,51 @@ impl Config {
         };
         Ok(config)
     }
+}
+
+/// The policies, and whether they go together.
+fn policies(given: &Given) -> Result<Policies, Bad> {
+    const HOUR_MS: u64 = 3_600_000;
+    let policies = Policies {
+        chunk_interval: given.parse("AEGIS_CHUNK_INTERVAL", |text| duration(text, HOUR_MS, 365 * DAY_MS))?,
+        columnstore_after: given.parse("AEGIS_COLUMNSTORE_AFTER", |text| duration_or_never(text, HOUR_MS, 36_500 * DAY_MS))?,
+        retention: given.parse("AEGIS_RETENTION", |text| duration_or_never(text, DAY_MS, 36_500 * DAY_MS))?,
+        aggregates: given.parse("AEGIS_AGGREGATES", boolean)?,
+    };
+    let Some(retention) = policies.retention else { return Ok(policies) };
+    let text = |variable| given.text(variable).map(Option::unwrap_or_default);
+    let kept = text("AEGIS_RETENTION")?;
+    // A row that is older than what is kept would be acknowledged and then dropped by the next run: it is refused at the door,
+    // and it is for a person to say which of the two bounds was meant.
+    let age = given.parse("AEGIS_MAX_EVENT_AGE", |text| duration(text, 1_000, 36_500 * DAY_MS))?;
+    if age > retention {
+        return Err(Bad {
+            variable: "AEGIS_RETENTION".to_owned(),
+            was: format!("{kept:?}"),
+            wanted: format!(
+                "expected at least AEGIS_MAX_EVENT_AGE, which is {}; set AEGIS_MAX_EVENT_AGE={kept} as well, and older events become dead letters",
+                text("AEGIS_MAX_EVENT_AGE")?
+            ),
+        });
+    }
+    // A chunk goes as a whole, when its youngest row may.
+    if policies.chunk_interval > retention {
+        return Err(Bad {
+            variable: "AEGIS_CHUNK_INTERVAL".to_owned(),
+            was: format!("{:?}", text("AEGIS_CHUNK_INTERVAL")?),
+            wanted: format!("expected at most AEGIS_RETENTION, which is {kept}: chunks are dropped as a whole"),
+        });
+    }
+    if policies.columnstore_after.is_some_and(|after| after >= retention) {
+        return Err(Bad {
+            variable: "AEGIS_COLUMNSTORE_AFTER".to_owned(),
+            was: format!("{:?}", text("AEGIS_COLUMNSTORE_AFTER")?),
+            wanted: format!(
+                "expected less than AEGIS_RETENTION, which is {kept}, or never: what is dropped need not be compressed"
+            ),
+        });
+    }
+    Ok(policies)
 }
 
 /// The files that TLS needs, read once at start.

@@ -1,10 +1,11 @@
-//! Everything said to PostgreSQL: binary COPY into the hypertables, the sessions table, the schema.
+//! Everything said to PostgreSQL: binary COPY into the hypertables, the sessions table, the schema, the policies.
 
 mod copy;
 mod embedding_log;
 mod error;
 pub mod frame;
 mod interactions;
+pub mod policies;
 pub mod schema;
 mod session_tables;
 

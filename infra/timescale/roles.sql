@@ -58,3 +58,10 @@ SELECT format(statement, name) FROM unnest('{interaction_logs,session_events,ses
         CASE name WHEN 'sessions' THEN 'GRANT SELECT, INSERT, UPDATE ON %I TO aegis_worker'
                   ELSE 'GRANT INSERT ON %I TO aegis_worker' END]) WITH ORDINALITY AS step (statement, turn)
 WHERE to_regclass(name) IS NOT NULL ORDER BY name, turn \gexec
+
+-- What is done with old rows: anybody may see it, the migrator alone sets it. The function drops what the stored retention says
+-- and takes no argument, so that the worker needs no right on the chunks themselves. Aggregates get their readers from the
+-- tables that they are computed from, each time `migrate` runs.
+SELECT format('GRANT SELECT ON %I TO aegis_worker, aegis_reader', name) FROM unnest('{aegis_policies,aegis_hypertables}'::text[]) AS name
+WHERE to_regclass(name) IS NOT NULL \gexec
+SELECT 'GRANT EXECUTE ON FUNCTION aegis_drop_expired() TO aegis_worker' WHERE to_regprocedure('aegis_drop_expired()') IS NOT NULL \gexec

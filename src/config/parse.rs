@@ -30,6 +30,14 @@ pub fn duration(text: &str, min_ms: u64, max_ms: u64) -> Result<Duration, String
     }
 }
 
+/// Reads a duration, or `never`.
+pub(super) fn duration_or_never(text: &str, min_ms: u64, max_ms: u64) -> Result<Option<Duration>, String> {
+    if text == "never" {
+        return Ok(None);
+    }
+    duration(text, min_ms, max_ms).map(Some).map_err(|wanted| format!("never, or {wanted}"))
+}
+
 pub(super) fn integer(text: &str, min: u64, max: u64) -> Result<u64, String> {
     text.parse().ok().filter(|value| (min..=max).contains(value)).ok_or_else(|| format!("a whole number from {min} to {max}"))
 }

@@ -133,6 +133,7 @@ mod family {
 
     pub(super) const COMPONENT_UP: Family = Family::new("aegis_component_up", Count, "Whether the other side answers (1) or not (0)");
     pub(super) const BUILD_INFO: Family = Family::new("aegis_build_info", Count, "Always 1; what is running stands in the labels");
+    pub(super) const CHUNKS_DROPPED: Family = Family::new("aegis_chunks_dropped_total", Count, "Chunks that this worker dropped because they are older than AEGIS_RETENTION; where TimescaleDB has a policy for it, none");
     pub(super) const REDIS_MEMORY_USED: Family = Family::new("aegis_redis_memory_used_bytes", Bytes, "Memory that Redis uses; NaN when unknown");
     pub(super) const REDIS_MEMORY_LIMIT: Family = Family::new("aegis_redis_memory_limit_bytes", Bytes, "Memory that Redis may use, 0 for no limit; NaN when unknown");
 }
@@ -198,6 +199,11 @@ impl Recorder {
     /// `aegis_component_up` of a component: 1 while it answers, else 0.
     pub fn component_up(&self, component: Component) -> Gauge {
         family::COMPONENT_UP.gauge(&self.0.exporter, &[("component", component.name())])
+    }
+
+    /// Chunks dropped because of their age.
+    pub fn chunks_dropped(&self) -> Counter {
+        family::CHUNKS_DROPPED.counter(&self.0.exporter, &[])
     }
 
     /// What Redis says of its memory, unknown at first.

@@ -20,6 +20,9 @@ use crate::seam::{Rows as _, WriteError, Written};
 /// Bytes a message of COPY: large enough that messages cost nothing, small enough that the socket never waits for a copy.
 const PIECE_BYTES: usize = 128 * 1024;
 
+/// TimescaleDB's limit on the rows of the columnstore that one transaction unpacks.
+const UNPACKED_MAX: &str = "timescaledb.max_tuples_decompressed_per_dml_transaction";
+
 /// A table that rows are copied into.
 pub(super) struct Target {
     /// Copies straight in.
@@ -39,7 +42,11 @@ impl Target {
         Self {
             copy: format!("COPY {table} ({columns}) FROM STDIN (FORMAT binary)"),
             make_aside: format!(
-                "SET client_min_messages = warning; CREATE TEMPORARY TABLE IF NOT EXISTS aegis_{table} ({definitions}) ON COMMIT DELETE ROWS"
+                // Late rows among those of the columnstore: no limit on what is unpacked to see whether they are there already. Where the
+                // server does not know the limit, nothing is set.
+                "SET client_min_messages = warning; \
+                 SELECT set_config('{UNPACKED_MAX}', '0', true) WHERE current_setting('{UNPACKED_MAX}', true) IS NOT NULL; \
+                 CREATE TEMPORARY TABLE IF NOT EXISTS aegis_{table} ({definitions}) ON COMMIT DELETE ROWS"
             ),
             copy_aside: format!("COPY {aside} ({columns}) FROM STDIN (FORMAT binary)"),
             // Without a conflict target INSERT is privilege enough.
@@ -158,7 +165,9 @@ where
                 written.new += new;
                 written.duplicates += (to - from) as u64 - new;
             }
-            Err(DatabaseError::Duplicate) if way == Way::Straight => todo.push((from, to, Way::Aside)),
+            Err(DatabaseError::Duplicate | DatabaseError::Compressed) if way == Way::Straight => {
+                todo.push((from, to, Way::Aside));
+            }
             Err(DatabaseError::Data(reason)) if to - from == 1 => {
                 let fault = Fault::new(Code::Rejected, format!("the database refused the event: {reason}"));
                 written.rejected.push((frames.place(from), fault));

@@ -23,6 +23,9 @@ pub enum DatabaseError {
     /// Rows with these keys exist.
     #[error("some rows are there already")]
     Duplicate,
+    /// So many rows of the columnstore would have to be looked through that TimescaleDB's limit for one transaction forbids it.
+    #[error("the rows lie among more compressed ones than one transaction may unpack")]
+    Compressed,
     /// The rows themselves are refused.
     #[error("PostgreSQL refuses a row: {0}")]
     Data(String),
@@ -36,6 +39,8 @@ impl DatabaseError {
     pub const fn answer(&self) -> Answer {
         match self {
             Self::Unreachable(_) | Self::Unavailable(_) => Answer::Wait,
+            // The way aside lifts the limit.
+            Self::Compressed => Answer::Wait,
             // At start these end the program; in mid-flight somebody is changing roles or tables, and losing the worker would
             // not help.
             Self::Refused(_) | Self::Schema(_) => Answer::Wait,
@@ -82,6 +87,11 @@ impl From<&tokio_postgres::Error> for DatabaseError {
         };
         if *code == SqlState::UNIQUE_VIOLATION {
             return Self::Duplicate;
+        }
+        // TimescaleDB's timescaledb.max_tuples_decompressed_per_dml_transaction: of the same class as a full disk, and it would be
+        // waited out for ever.
+        if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED && db.message().contains("decompress") {
+            return Self::Compressed;
         }
         match &code.code()[..2] {
             // connection exception; transaction rollback (deadlock, serialization); insufficient resources (disk full, too many

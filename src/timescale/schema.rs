@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::error::DatabaseError;
+use super::policies::{self, Line, Stored};
 use crate::config::{self, Lane};
 
 mod embedded {
@@ -21,6 +22,8 @@ pub struct Migrated {
     pub applied: Vec<String>,
     /// Version of the schema afterwards.
     pub version: i32,
+    /// What is done with rows over the years, as the settings say.
+    pub policies: Vec<Line>,
 }
 
 /// The newest version of the schema that this program knows.
@@ -48,14 +51,14 @@ pub(super) async fn connect(config: &config::Database) -> Result<(Client, tokio:
 /// The database is away, refuses, or lacks TimescaleDB.
 pub async fn migrate(config: &config::Database) -> Result<Migrated, DatabaseError> {
     let (mut client, task) = connect(config).await?;
-    let result = migrate_locked(&mut client).await;
+    let result = migrate_locked(&mut client, &config.policies).await;
     // Ending the session releases the lock, whatever happened.
     drop(client);
     let _ = tokio::time::timeout(Duration::from_secs(5), task).await;
     result
 }
 
-async fn migrate_locked(client: &mut Client) -> Result<Migrated, DatabaseError> {
+async fn migrate_locked(client: &mut Client, wanted: &config::Policies) -> Result<Migrated, DatabaseError> {
     let failed = |error: tokio_postgres::Error| DatabaseError::from(&error);
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK_KEY]).await.map_err(failed)?;
     // An older program starts on a newer schema, or a rollback would not be one: missing migrations do not abort.
@@ -70,7 +73,8 @@ async fn migrate_locked(client: &mut Client) -> Result<Migrated, DatabaseError> 
     })?;
     let applied = report.applied_migrations().iter().map(ToString::to_string).collect();
     let version = version(client).await?.unwrap_or_default();
-    Ok(Migrated { applied, version })
+    let policies = policies::reconcile(client, wanted).await?;
+    Ok(Migrated { applied, version, policies })
 }
 
 async fn version(client: &Client) -> Result<Option<i32>, DatabaseError> {
@@ -96,6 +100,8 @@ pub struct Found {
     pub schema: Option<i32>,
     /// Tables that are missing.
     pub missing: Vec<&'static str>,
+    /// What is done with rows over the years, where this role may see it.
+    pub stored: Option<Stored>,
 }
 
 /// Looks what stands in the database, and whether it has what these lanes need.
@@ -123,5 +129,6 @@ pub async fn inspect(config: &config::Database, lanes: &[Lane]) -> Result<Found,
     }
     // A worker's role need not be allowed to read the history.
     let schema = version(&client).await.ok().flatten();
-    Ok(Found { server_version: row.get(0), timescaledb: row.get(1), edition: row.get(2), schema, missing })
+    let stored = policies::stored(&client).await.ok();
+    Ok(Found { server_version: row.get(0), timescaledb: row.get(1), edition: row.get(2), schema, missing, stored })
 }

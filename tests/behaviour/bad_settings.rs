@@ -63,6 +63,10 @@ const CASES: &[(&str, &[&str], &str)] = &[
     ("AEGIS_DATABASE_WRITE_TIMEOUT", &["0s", "60", "2h"], "100ms"),
     ("AEGIS_CHROMA_TIMEOUT", &["0s", "60", "2h"], "100ms"),
     ("AEGIS_MIGRATE_ON_START", &["maybe", "TRUE!", "2"], "true or false"),
+    ("AEGIS_CHUNK_INTERVAL", &["1", "59m", "366d", "never", "a day"], "1h to 365d"),
+    ("AEGIS_RETENTION", &["30", "23h", "forever", "365"], "never, or a duration from 1d"),
+    ("AEGIS_COLUMNSTORE_AFTER", &["7", "59m", "off"], "never, or a duration from 1h"),
+    ("AEGIS_AGGREGATES", &["maybe", "2"], "true or false"),
     ("AEGIS_LOG", &["loud", "info,aegis_ingest=loud", "="], "info"),
     ("AEGIS_LOG_FORMAT", &["text", "JSON"], "json or pretty"),
 ];

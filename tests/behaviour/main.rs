@@ -12,6 +12,7 @@ mod decoding;
 mod delivery;
 mod endpoints;
 mod inline_embedding;
+mod policies;
 mod readme;
 mod same_again;
 mod schema;

@@ -104,11 +104,14 @@ export AEGIS_DATABASE_URL
 AEGIS_DATABASE_URL=$(database_url worker)
 if AEGIS_REDIS_URL=$(redis_url worker) "$aegis" migrate >/dev/null 2>&1; then fail "the worker's role may migrate"; fi
 ok "the worker's role may not migrate"
-AEGIS_DATABASE_URL=$(database_url migrator) AEGIS_REDIS_URL=$(redis_url worker) "$aegis" migrate >/dev/null && ok "the migrator migrates"
+# A retention, and aggregates, which take their readers from the tables: hence once more when these have some.
+migrate() { AEGIS_DATABASE_URL=$(database_url migrator) AEGIS_RETENTION=365d AEGIS_AGGREGATES=true "$aegis" migrate >/dev/null; }
+migrate && ok "the migrator migrates"
 [[ $(admin -d lp -c "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'") == aegis_owner ]] || fail "the owner does not own the tables"
 ok "and what it makes belongs to the owner"
 roles && ok "roles.sql grants on what exists"
-AEGIS_DATABASE_URL=$(database_url migrator) "$aegis" migrate >/dev/null && ok "the migrator comes again"
+admin -d lp -c "INSERT INTO interaction_logs VALUES (now() - interval '400 days', gen_random_uuid(), 'old', 'old'), (now() - interval '300 days', gen_random_uuid(), 'less', 'less')"
+migrate && ok "the migrator comes again"
 
 export AEGIS_LANES=interactions,sessions,embeddings,archive
 export AEGIS_REDIS_URL AEGIS_MIGRATE_ON_START=false AEGIS_CLAIM_IDLE=2s AEGIS_API_KEYS_FILE=$outside/secrets/api_keys
@@ -136,7 +139,10 @@ for status in started updated ended; do
 done
 redis producer xadd aegis:embeddings '*' json '{"id":"v1","embedding":[0.3,0.2,0.1]}' >/dev/null
 is() { [[ $("${@:2}") == "$1" ]]; }
+eventually "drops what is older than the retention" is less sql reader "SELECT session_id FROM interaction_logs WHERE user_id IN ('old', 'less')"
+admin -d lp -c "DELETE FROM interaction_logs WHERE user_id = 'less'"
 eventually "writes interactions" is 1 sql reader "SELECT count(*) FROM interaction_logs"
+eventually "which a reader finds counted by the minute" is 1 sql reader "SELECT sum(events) FROM interactions_per_minute"
 eventually "writes session events" is 3 sql reader "SELECT count(*) FROM session_events"
 eventually "merges sessions" is ended sql reader "SELECT status FROM sessions WHERE session_id = 's1'"
 eventually "sets aside what does not parse" is 1 redis operator xlen aegis:interactions:dead
@@ -227,11 +233,13 @@ denied() { # ROLE STATEMENT
 for statement in "SELECT * FROM interaction_logs" "SELECT * FROM session_events" "SELECT * FROM embedding_log" "SELECT * FROM other" "SELECT * FROM refinery_schema_history" \
   "INSERT INTO refinery_schema_history VALUES (9)" "DELETE FROM sessions" "TRUNCATE interaction_logs" "UPDATE interaction_logs SET intent = ''" \
   "DELETE FROM interaction_logs" "ALTER TABLE sessions ADD x int" "DROP TABLE sessions" "CREATE TABLE mine (x int)" "CREATE SCHEMA mine" \
-  "SELECT drop_chunks('interaction_logs', now())" "SET ROLE aegis_owner" "COPY interaction_logs TO STDOUT" "COPY sessions TO PROGRAM 'true'" \
+  "SELECT drop_chunks('interaction_logs', now())" "UPDATE aegis_policies SET retention = '1 day'" "DELETE FROM aegis_policies" \
+  "INSERT INTO aegis_hypertables VALUES ('sessions', '')" "SELECT * FROM interactions_per_minute" "SELECT set_chunk_time_interval('interaction_logs', interval '1 hour')" \
+  "CREATE OR REPLACE FUNCTION aegis_drop_expired() RETURNS int LANGUAGE sql AS 'SELECT 1'" "SET ROLE aegis_owner" "COPY interaction_logs TO STDOUT" "COPY sessions TO PROGRAM 'true'" \
   "CREATE ROLE mine" "ALTER ROLE aegis_worker SUPERUSER" "SELECT pg_read_file('/etc/passwd')"; do
   denied worker "$statement"
 done
-for statement in "INSERT INTO sessions (session_id) VALUES ('x')" "DELETE FROM interaction_logs" "DROP TABLE sessions" "CREATE TABLE mine (x int)" \
+for statement in "SELECT * FROM aegis_drop_expired()" "UPDATE aegis_policies SET retention = NULL" "INSERT INTO sessions (session_id) VALUES ('x')" "DELETE FROM interaction_logs" "DROP TABLE sessions" "CREATE TABLE mine (x int)" \
   "SET ROLE aegis_owner" "BEGIN READ WRITE; UPDATE sessions SET seq = 0" "CREATE TEMPORARY TABLE mine (x int)"; do
   denied reader "$statement"
 done

@@ -1,14 +1,16 @@
 //! PostgreSQL: reachable, with TimescaleDB and the schema that this program needs.
 
 use super::Findings;
-use crate::config::Config;
+use crate::config::{Config, Policies};
+use crate::event::spoken;
+use crate::timescale::policies::{Edition, lacking};
 use crate::timescale::{DatabaseError, schema};
 use crate::tls::Refusal;
 
 fn advice(error: &DatabaseError) -> &'static str {
     match error {
         DatabaseError::Unreachable(_) => "is it running, and does AEGIS_DATABASE_URL lead to it (host, port, sslmode)?",
-        DatabaseError::Unavailable(_) => "wait until it serves again; see its log",
+        DatabaseError::Unavailable(_) | DatabaseError::Compressed => "wait until it serves again; see its log",
         DatabaseError::Refused(Refusal::Tls(_)) => "see sslmode in AEGIS_DATABASE_URL and the AEGIS_TLS_ settings",
         DatabaseError::Refused(Refusal::User(_)) => {
             "check role, password and database in AEGIS_DATABASE_URL, and the role's rights"
@@ -23,7 +25,10 @@ fn advice(error: &DatabaseError) -> &'static str {
 pub(super) async fn check(config: &Config) -> Findings {
     let mut found = Findings::about("database");
     match schema::inspect(&config.database, &config.lanes).await {
-        Ok(database) => judge(&mut found, &database, schema::newest_version(), config.database.migrate_on_start),
+        Ok(database) => {
+            judge(&mut found, &database, schema::newest_version(), config.database.migrate_on_start);
+            judge_policies(&mut found, &database, &config.database.policies);
+        }
         Err(error) => found.fail(error.to_string(), advice(&error)),
     }
     found
@@ -61,10 +66,33 @@ fn judge(found: &mut Findings, database: &schema::Found, newest: i32, migrate_on
         ),
         (Some(version), Some("apache")) => {
             found.ok(format!(
-                "TimescaleDB {version}, Apache edition: no columnstore, retention policies or continuous aggregates"
+                "TimescaleDB {version}, Apache edition: no columnstore; workers drop old chunks, and aggregates are plain views"
             ));
         }
         (Some(version), edition) => found.ok(format!("TimescaleDB {version}, edition {}", edition.unwrap_or("not told"))),
+    }
+}
+
+/// Holds the policies that the last migration stored against the settings, and these against what the edition can.
+fn judge_policies(found: &mut Findings, database: &schema::Found, wanted: &Policies) {
+    for line in lacking(wanted, Edition::of(database.edition.as_deref())) {
+        found.warn(format!("{}: {}", line.about, line.state), "use the Timescale edition, or leave it as it is");
+    }
+    let Some(stored) = database.stored.as_ref().map(|stored| stored.policies) else { return };
+    let age = |age: Option<std::time::Duration>| age.map_or_else(|| "never".to_owned(), |age| spoken(age.as_millis() as u64));
+    let all = [
+        ("AEGIS_CHUNK_INTERVAL", age(Some(stored.chunk_interval)), age(Some(wanted.chunk_interval))),
+        ("AEGIS_RETENTION", age(stored.retention), age(wanted.retention)),
+        ("AEGIS_COLUMNSTORE_AFTER", age(stored.columnstore_after), age(wanted.columnstore_after)),
+        ("AEGIS_AGGREGATES", stored.aggregates.to_string(), wanted.aggregates.to_string()),
+    ];
+    let differing: Vec<_> = (all.iter().filter(|(_, stored, wanted)| stored != wanted))
+        .map(|(name, stored, wanted)| format!("{name} is {wanted}, and the database was migrated with {stored}"))
+        .collect();
+    if differing.is_empty() {
+        found.ok(format!("rows are kept: {}", stored.retention.map_or_else(|| "for ever".to_owned(), |kept| age(Some(kept)))));
+    } else {
+        found.warn(differing.join("; "), "`aegis-ingest migrate` brings it to these settings; give every program the same ones");
     }
 }
 
@@ -82,6 +110,7 @@ mod tests {
                 edition: Some("apache".to_owned()),
                 schema: None,
                 missing: vec!["sessions"],
+                stored: None,
             };
             let mut found = Findings::about("database");
             judge(&mut found, &database, 1, migrate_on_start);

@@ -14,7 +14,9 @@ fn every_family_of_a_lane_stands_at_zero_or_unknown_from_the_start() {
         recorder.component_up(component).set(0.0);
     }
     recorder.redis_memory();
+    recorder.chunks_dropped().increment(0);
     let text = recorder.render();
+    assert!(text.contains("aegis_chunks_dropped_total 0\n"), "{text}");
     for name in [
         "aegis_entries_read_total",
         "aegis_events_written_total",
