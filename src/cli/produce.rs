@@ -14,12 +14,14 @@ use crate::config::{Config, Lane, duration};
 use crate::traffic::timeline::{self, Sending, Timeline, Vectors};
 use crate::traffic::{Entries, Event, Format, Generator, Mix, Mixer, Options, Packer};
 
+mod brake;
 mod link;
 mod pace;
 mod progress;
 mod summary;
 mod writing;
 
+use brake::Brake;
 use link::Link;
 use pace::Pace;
 use progress::Progress;
@@ -35,6 +37,8 @@ Examples:
   aegis-ingest produce --count 1000 --poison 0.05          with events that must become dead letters
   aegis-ingest produce --timeline dialogues.jsonl.gz --start 2026-11-01T00:00:00Z --repeat 2 --shuffle 7
   aegis-ingest produce --timeline d.jsonl.gz --vectors v.f32 --vector-ids v.ids.jsonl --speed 60
+  aegis-ingest produce --timeline old.jsonl.gz --start 2026-09-01T00:00:00Z --max-lag 2000
+                                                           a backfill that live traffic hardly feels
 
 The same --seed, --start, --count, --rate and sizes give the same events to the byte. Without --start the times shift with
 the clock: at a rate or a speed events carry about the time at which they are written, else the last one carries the
@@ -109,6 +113,10 @@ pub struct Args {
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     poison: f64,
 
+    /// Let workers have at most so many unsettled entries of a stream before them: live ones never wait behind more. Needs a user
+    /// that may look at the streams, such as aegis-operator
+    #[arg(long, value_name = "ENTRIES", value_parser = clap::value_parser!(u64).range(1..))]
+    max_lag: Option<u64>,
     /// Entries a round trip to Redis
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pipeline: u32,
@@ -258,10 +266,22 @@ pub async fn run(config: &Config, args: &Args) -> anyhow::Result<()> {
 
     let progress = Progress::new(args.quiet, expected);
     let link = Link::open(config, progress.clone()).await.context("nothing was written")?;
+    let brake = match args.max_lag {
+        None => None,
+        Some(lag_max) => {
+            let vectors = matches!(source, Source::Timeline { vectors: Some(_), .. }) || args.inline_embeddings > 0.0;
+            let lanes =
+                Lane::ALL.into_iter().filter(|lane| source.lanes().contains(lane) || (vectors && *lane == Lane::Embeddings));
+            let keys = lanes.flat_map(|lane| config.streams.keys(lane)).collect();
+            let redis = crate::redis::Redis::new(&config.redis)?;
+            let brake = Brake::new(redis, config.streams.clone(), keys, lag_max, progress.clone()).await;
+            Some(brake.context("--max-lag has to see how far the workers are (XINFO GROUPS); nothing was written")?)
+        }
+    };
     let stop = CancellationToken::new();
     let signals = tokio::spawn(until_signal(stop.clone()));
     let begin = Instant::now();
-    let mut writing = Writing::new(args, Arc::new(link), progress.clone(), stop.clone(), begin);
+    let mut writing = Writing::new(args, Arc::new(link), brake, progress.clone(), stop.clone(), begin);
     let mut outcome = Ok(());
     for pass in 0..args.repeat {
         let good = source.events(args).take(usize::try_from(count.unwrap_or(u64::MAX)).unwrap_or(usize::MAX));

@@ -125,6 +125,18 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
     Ok(info)
 }
 
+/// Entries that a group has before it: not read yet, or read and not acknowledged. All of them where there is no group, since it
+/// will be made at the beginning. `None`: Redis does not know, which is not 0.
+///
+/// # Errors
+/// Redis is away or refuses.
+pub async fn unsettled(redis: &Redis, streams: &Streams, key: &str) -> Result<Option<u64>, RedisError> {
+    match group(redis, streams, key).await? {
+        Some(group) => Ok(number(&group, "lag").map(|lag| lag + number(&group, "pending").unwrap_or_default())),
+        None => query(redis, ::redis::cmd("XLEN").arg(key)).await.map(Some),
+    }
+}
+
 /// Entries that were in a stream once and are not any more.
 ///
 /// # Errors

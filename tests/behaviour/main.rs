@@ -5,6 +5,7 @@
 mod support;
 
 mod archive;
+mod backfill;
 mod bad_input;
 mod bad_settings;
 mod by_hand;

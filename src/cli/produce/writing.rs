@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Args;
+use super::brake::Brake;
 use super::link::Link;
 use super::pace::{Pace, Schedule};
 use super::progress::Progress;
@@ -25,6 +26,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Entries on their way.
 pub(super) struct Writing {
     link: Arc<Link>,
+    brake: Option<Brake>,
     progress: Progress,
     stop: CancellationToken,
     deadline: Option<Instant>,
@@ -40,9 +42,17 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    pub(super) fn new(args: &Args, link: Arc<Link>, progress: Progress, stop: CancellationToken, begin: Instant) -> Self {
+    pub(super) fn new(
+        args: &Args,
+        link: Arc<Link>,
+        brake: Option<Brake>,
+        progress: Progress,
+        stop: CancellationToken,
+        begin: Instant,
+    ) -> Self {
         Self {
             link,
+            brake,
             progress,
             stop,
             deadline: args.time.and_then(|time| begin.checked_add(time)),
@@ -79,6 +89,19 @@ impl Writing {
                     if self.is_over() {
                         return Ok(());
                     }
+                }
+            }
+            while self.brake.as_mut().is_some_and(|brake| !brake.take()) {
+                self.send().await?;
+                // What is under way would not be seen.
+                while let Some(flight) = self.flights.join_next().await {
+                    self.landed(flight)?;
+                }
+                if let Some(brake) = &mut self.brake {
+                    brake.wait(&self.stop, self.deadline).await?;
+                }
+                if self.is_over() {
+                    return Ok(());
                 }
             }
             self.batch_bytes += entry.payload.len();

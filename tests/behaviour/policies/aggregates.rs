@@ -1,6 +1,6 @@
 //! What the aggregates say, held against what the rows say.
 
-use super::{migrate, run, value};
+use super::{migrate, owner, run, value};
 use crate::support::timeline::data_folder;
 use crate::support::worker::command;
 use crate::support::{LONG, Space, Worker};
@@ -35,9 +35,10 @@ fn differing() -> String {
 async fn real_dialogues_are_counted_right_and_percentiles_keep_their_bound() {
     let Some(folder) = data_folder("aggregates") else { return };
     let space = Space::new("aggregates").await;
-    let worker = Worker::start(&space, &[("AEGIS_LANES", "interactions,sessions"), ("AEGIS_AGGREGATES", "true")]);
-    let settings = space.settings();
-    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    migrate(&space, &[("AEGIS_AGGREGATES", "true")]);
+    let worker = Worker::start(&space, &[("AEGIS_LANES", "interactions,sessions")]);
+    let producer = space.redis_url_of("producer");
+    let settings = [("AEGIS_REDIS_URL", producer.as_str()), ("AEGIS_KEY_PREFIX", &space.prefix)];
     for file in ["dialogues-dev.jsonl.gz", "voice-dev.jsonl.gz"] {
         let path = folder.join(file);
         let arguments = ["produce", "--quiet", "--events-per-entry", "50", "--timeline", path.to_str().unwrap()];
@@ -46,7 +47,7 @@ async fn real_dialogues_are_counted_right_and_percentiles_keep_their_bound() {
     }
     worker.ready().await;
     worker.settled(&space, &["interactions", "sessions"], LONG).await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     assert_eq!(value(&database, "SELECT sum(events) FROM interactions_per_minute").await, "28694");
 
     let found = value(&database, &differing()).await;
@@ -77,7 +78,7 @@ async fn real_dialogues_are_counted_right_and_percentiles_keep_their_bound() {
 async fn the_oddest_latencies_break_nothing() {
     let space = Space::new("aggregates_odd").await;
     migrate(&space, &[("AEGIS_AGGREGATES", "true")]);
-    let database = space.database().await;
+    let database = owner(&space).await;
     run(
         &database,
         "INSERT INTO interaction_logs (occurred_at, event_id, session_id, user_id, intent, latency_ms)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use aegis_ingest::timescale::policies::{aggregate_queries, community};
 use tokio_postgres::error::SqlState;
 
-use super::{migrate, value};
+use super::{migrate, owner, value};
 use crate::support::worker::command;
 use crate::support::{SOON, Space, Worker, until};
 
@@ -44,7 +44,7 @@ fn statements() -> Vec<String> {
 #[tokio::test]
 async fn statements_of_the_timescale_edition_fail_here_for_the_licence_alone() {
     let space = Space::new("editions").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     if !is_apache(&database).await {
         return; // The next test lets it carry them out.
     }
@@ -73,7 +73,7 @@ async fn statements_of_the_timescale_edition_fail_here_for_the_licence_alone() {
 #[tokio::test]
 async fn the_timescale_edition_gets_its_policies() {
     let space = Space::new("editions_timescale").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     if is_apache(&database).await {
         return; // Said by the test above.
     }
@@ -81,7 +81,7 @@ async fn the_timescale_edition_gets_its_policies() {
     let none = value(&database, jobs).await;
     migrate(&space, ALL_ON);
     let on = value(&database, jobs).await;
-    for (procedure, times) in [("policy_retention", 2), ("policy_compression", 2), ("policy_refresh_continuous_aggregate", 2)] {
+    for (procedure, times) in [("policy_retention", 3), ("policy_compression", 3), ("policy_refresh_continuous_aggregate", 2)] {
         assert_eq!(on.matches(procedure).count(), times, "{on}");
     }
     migrate(&space, ALL_ON);
@@ -96,7 +96,7 @@ async fn the_timescale_edition_gets_its_policies() {
 #[tokio::test]
 async fn what_the_edition_lacks_is_said() {
     let space = Space::new("editions_said").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     if !is_apache(&database).await {
         return;
     }
@@ -120,6 +120,7 @@ async fn what_the_edition_lacks_is_said() {
     let said = check(&[]);
     assert!(said.contains("rows are kept: for ever") && !said.contains("warn  database"), "{said}");
 
+    let space = space.with_all_rights();
     let worker = Worker::start(&space, &[ALL_ON, &[("AEGIS_LANES", "interactions")]].concat());
     worker.ready().await;
     let log = until("the schema", SOON, async || Some(worker.log()).filter(|log| log.contains("up to date"))).await;

@@ -3,14 +3,14 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{run, value};
+use super::{owner, run, value};
 use crate::support::{LONG, Space, Worker, send, stores};
 
 /// Events that come twice and late: one row each, none set aside, and the worker does not wait for what never changes.
 #[tokio::test]
 async fn the_limit_on_unpacking_is_lifted_where_rows_are_brought_in_aside() {
     let space = Space::new("late").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     for (table, columns) in [("interaction_logs", "'s', 'u'"), ("session_events", "'s', 'u', 'started', 1")] {
         run(
             &database,

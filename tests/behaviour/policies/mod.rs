@@ -11,12 +11,19 @@ use tokio_postgres::Client;
 use crate::support::Space;
 use crate::support::worker::command;
 
-/// `aegis-ingest migrate` with these settings; what it said.
+/// `aegis-ingest migrate` by the migrator, with these settings; what it said.
 fn migrate(space: &Space, settings: &[(&str, &str)]) -> String {
-    let url = [("AEGIS_DATABASE_URL", space.database_url.as_str())];
-    let output = command(&["migrate"], &[&url, settings].concat());
+    let url = space.database_url_of("migrator");
+    let output = command(&["migrate"], &[&[("AEGIS_DATABASE_URL", url.as_str())], settings].concat());
     assert!(output.status.success(), "migrate with {settings:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// A connection with the rights of the tables' owner.
+async fn owner(space: &Space) -> Client {
+    let client = space.administrator().await;
+    run(&client, "SET ROLE aegis_owner").await;
+    client
 }
 
 /// The one value of a query, as text.

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{migrate, run, value};
+use super::{migrate, owner, run, value};
 use crate::support::{LONG, SOON, Space, Worker, send, stores, until, until_equal};
 
 const KEEP_A_WEEK: &[(&str, &str)] = &[("AEGIS_RETENTION", "7d"), ("AEGIS_MAX_EVENT_AGE", "7d")];
@@ -26,7 +26,7 @@ fn counts(table: &str) -> String {
 #[tokio::test]
 async fn two_workers_drop_old_chunks_once_and_nothing_else() {
     let space = Space::new("retention").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     // A hypertable of another migration that declares itself, and one of a team's own that does not.
     for table in ["archive", "own"] {
         let make = format!(
@@ -87,12 +87,12 @@ async fn two_workers_drop_old_chunks_once_and_nothing_else() {
 async fn one_at_a_time_and_a_hundred_a_call() {
     let space = Space::new("retention_lock").await;
     migrate(&space, &[KEEP_A_WEEK, &[("AEGIS_CHUNK_INTERVAL", "1h")]].concat());
-    let database = space.database().await;
+    let database = owner(&space).await;
     let rows =
         "INSERT INTO interaction_logs SELECT now() - interval '8 days' - age * interval '1 hour', gen_random_uuid(), 's', 'u'
                 FROM generate_series(1, 130) AS age";
     run(&database, rows).await;
-    let other = space.database().await;
+    let other = owner(&space).await;
     let calling = "SELECT coalesce(sum(chunks), 0) FROM aegis_drop_expired()";
     run(&other, "SET statement_timeout = '5s'").await;
 
@@ -115,7 +115,7 @@ async fn one_at_a_time_and_a_hundred_a_call() {
 #[tokio::test]
 async fn without_a_retention_nothing_is_dropped() {
     let space = Space::new("retention_never").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     fill(&database, "interaction_logs", "'s', 'u'").await;
     for settings in [&[][..], KEEP_A_WEEK, &[]] {
         migrate(&space, settings);
@@ -132,7 +132,7 @@ async fn without_a_retention_nothing_is_dropped() {
 async fn a_reader_of_old_rows_is_not_disturbed() {
     let space = Space::new("retention_reader").await;
     migrate(&space, KEEP_A_WEEK);
-    let (database, reader) = (space.database().await, space.database().await);
+    let (database, reader) = (owner(&space).await, owner(&space).await);
     fill(&database, "interaction_logs", "'s', 'u'").await;
     run(&reader, "BEGIN").await;
     assert_eq!(value(&reader, "SELECT count(*) FROM interaction_logs").await, "97");
@@ -163,7 +163,7 @@ async fn an_event_older_than_the_retention_is_set_aside() {
         send::json(&mut redis, &space.stream("embeddings"), &aged(days, json!({ "embedding": [1, 2] }))).await;
     }
     worker.settled(&space, &["interactions", "sessions", "embeddings"], LONG).await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     for (lane, table) in [("interactions", "interaction_logs"), ("sessions", "session_events")] {
         assert_eq!(stores::count(&database, table).await, 1);
         let dead = stores::dead_letters(&mut redis, &space.dead(lane)).await;

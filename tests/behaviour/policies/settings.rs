@@ -1,6 +1,6 @@
 //! Migrating again, changing a setting, and going back.
 
-use super::{migrate, run, value};
+use super::{migrate, owner, run, value};
 use crate::support::Space;
 use crate::support::worker::command;
 
@@ -29,7 +29,7 @@ async fn catalogue(database: &tokio_postgres::Client) -> String {
 #[tokio::test]
 async fn migrating_twice_is_migrating_once_and_a_setting_goes_back() {
     let space = Space::new("policies_twice").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     let at_first = catalogue(&database).await;
     assert!(!at_first.contains("per_minute"), "aggregates are asked for, not given:\n{at_first}");
     let said = migrate(&space, ALL_ON);
@@ -56,7 +56,7 @@ async fn migrating_twice_is_migrating_once_and_a_setting_goes_back() {
 #[tokio::test]
 async fn the_chunk_interval_is_that_of_chunks_to_come() {
     let space = Space::new("policies_chunks").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     let spans =
         "SELECT string_agg((range_end - range_start)::text, ', ' ORDER BY range_start) FROM timescaledb_information.chunks";
     let insert = async |day: &str| {
@@ -74,7 +74,7 @@ async fn the_chunk_interval_is_that_of_chunks_to_come() {
 #[tokio::test]
 async fn views_that_others_use_or_made_stay() {
     let space = Space::new("policies_in_use").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     migrate(&space, &[("AEGIS_AGGREGATES", "true")]);
     run(&database, "CREATE VIEW board AS SELECT * FROM interactions_per_minute").await;
     let said = migrate(&space, &[]);
@@ -97,7 +97,7 @@ async fn views_that_others_use_or_made_stay() {
 #[tokio::test]
 async fn readers_of_rows_read_aggregates() {
     let space = Space::new("policies_readers").await;
-    let database = space.database().await;
+    let database = owner(&space).await;
     run(&database, "GRANT SELECT ON interaction_logs TO PUBLIC").await;
     migrate(&space, &[("AEGIS_AGGREGATES", "true")]);
     let may = async |name: &str| {
