@@ -1,4 +1,4 @@
-.PHONY: up down clean test torture lint-infra test-privilege test-compose demo bench
+.PHONY: up down clean test torture flat lint-infra test-privilege test-compose demo bench
 
 up: ## Install and start Redis, TimescaleDB and Chroma here (STACK=docker: with Docker)
 	@infra/local/stack up
@@ -16,6 +16,14 @@ test: ## All tests: unit, property and end-to-end, against servers that the test
 	@cargo test --locked --no-run
 	@echo "Running them; the end-to-end tests take some minutes …"
 	@cargo test --locked
+
+flat: ## Ten minutes of constant load: Redis's and the worker's memory must not grow (AEGIS_FLAT_SECONDS=N)
+	@infra/local/stack install
+	@echo "Building the program as it is released, and the test …"
+	@cargo build --locked --release
+	@cargo test --locked --no-run --test behaviour
+	@AEGIS_BIN=$(CURDIR)/target/release/aegis-ingest AEGIS_FLAT_SECONDS=$${AEGIS_FLAT_SECONDS:-600} \
+		cargo test --locked --test behaviour -- --exact --nocapture trimming::flat::memory_is_flat_under_constant_load
 
 lint-infra: ## Compose file, image, rules, dashboard, chart, licences: linted, rendered, unit-tested
 	@tests/deploy/lint.sh

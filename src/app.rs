@@ -3,6 +3,7 @@
 pub mod rebuild;
 mod retention;
 mod session_store;
+mod trimming;
 mod watch;
 
 use std::sync::{Arc, OnceLock};
@@ -119,6 +120,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ending> {
         let metrics = Arc::new(parts.recorder.lane(*lane));
         let losses: Vec<Arc<Losses>> = (0..partitions).map(|_| Arc::default()).collect();
         watch::spawn_streams(&parts, *lane, &metrics, &losses, &mut tasks);
+        trimming::spawn(&parts, *lane, &metrics, &mut tasks);
         for (partition, losses) in (0..).zip(losses) {
             let lane = LanePart { parts: Arc::clone(&parts), lane: *lane, partition, metrics: Arc::clone(&metrics), losses };
             tasks.spawn(lane.lane.name(), lane.run());
@@ -261,6 +263,7 @@ impl LanePart {
             entry_bytes_max: config.events.entry_bytes_max,
             entries_max: destination.rows_max(),
             bytes_max: config.batch.bytes_max,
+            retain: config.delivery.retain,
         };
         let source = GroupReader::new(
             redis.clone(),

@@ -8,6 +8,7 @@ mod migrate;
 mod produce;
 mod progress;
 mod run;
+mod sessions;
 mod status;
 mod table;
 mod when;
@@ -51,6 +52,8 @@ enum Command {
     Dead(dead::Args),
     /// Rebuilds collections of Chroma out of the archive
     Embeddings(embeddings::Args),
+    /// Rebuilds sessions out of their updates
+    Sessions(sessions::Args),
     /// Exits with 0 when the worker on this machine is ready
     Healthcheck(healthcheck::Args),
 }
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
             Command::Status(args) => status::run(&config, args).await,
             Command::Dead(args) => dead::run(&config, args).await,
             Command::Embeddings(args) => Box::pin(embeddings::run(&config, args)).await,
+            Command::Sessions(args) => Box::pin(sessions::run(&config, args)).await,
             Command::Healthcheck(args) => healthcheck::run(&config, args).await,
         }
     });

@@ -201,6 +201,8 @@ pub struct Delivery {
     pub deliveries_max: u64,
     /// Dead letters kept a stream.
     pub dead_max: u64,
+    /// Age from which entries that every group has settled are trimmed; `None`: never.
+    pub retain: Option<Duration>,
 }
 
 /// How long the session hashes live.
@@ -454,6 +456,12 @@ impl Given {
 }
 
 impl Config {
+    /// The groups through which this program's lanes read the streams of a lane.
+    pub fn groups_of(&self, source: Lane) -> Vec<String> {
+        let lanes = self.lanes.iter().filter(|lane| lane.source() == source);
+        lanes.map(|lane| self.streams.of(*lane).group).collect()
+    }
+
     /// Judges every setting; the first bad one ends it.
     pub fn load(given: &Given) -> Result<Self, Bad> {
         let tls = tls_of(given)?;
@@ -506,6 +514,7 @@ impl Config {
                 drain_timeout: given.parse("AEGIS_DRAIN_TIMEOUT", |text| duration(text, 0, 3_600_000))?,
                 deliveries_max: given.parse("AEGIS_MAX_DELIVERIES", |text| integer(text, 2, 1_000_000))?,
                 dead_max: given.parse("AEGIS_DEAD_MAX", |text| integer(text, 1, 1_000_000_000))?,
+                retain: given.parse("AEGIS_RETAIN", |text| duration_or_never(text, 0, 365 * DAY_MS))?,
             },
             session_ttl: SessionTtl {
                 open: given.parse("AEGIS_SESSION_TTL", |text| duration(text, 1_000, 36_500 * DAY_MS))?,

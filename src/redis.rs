@@ -10,8 +10,10 @@ mod group;
 mod hold;
 pub mod inspect;
 mod reply;
+pub mod session_rebuild;
 pub mod sessions;
 mod settle;
+pub mod trim;
 mod wire;
 
 pub use error::RedisError;

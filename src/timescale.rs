@@ -7,6 +7,7 @@ pub mod frame;
 mod interactions;
 pub mod policies;
 pub mod schema;
+pub mod session_rebuild;
 mod session_tables;
 
 pub use embedding_log::{Archive, ArchivedCollection, EmbeddingLog, LogPlace, Record};

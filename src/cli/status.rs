@@ -11,6 +11,7 @@ use super::check::explained;
 use super::table::{Column, Paint, Style, Table, age, bytes, clean, grouped, say};
 use crate::config::{self, Config, Lane};
 use crate::redis::inspect::{self, ServerInfo, StreamInfo};
+use crate::redis::trim::{self, Hold};
 use crate::redis::{Redis, RedisError};
 
 /// Streams looked at at once: each takes some six answers, and a cluster has up to 3,072 streams.
@@ -44,7 +45,9 @@ fn interval(text: &str) -> Result<Duration, String> {
 /// Everything that one look brings.
 struct Look {
     server: ServerInfo,
-    streams: Vec<(Lane, StreamInfo)>,
+    streams: Vec<(Lane, StreamInfo, Vec<Hold>)>,
+    /// Groups of the workers.
+    groups: Vec<String>,
     /// Unix milliseconds of the look.
     now_ms: u64,
 }
@@ -102,12 +105,20 @@ async fn look(redis: &Redis, config: &Config) -> Result<Look, RedisError> {
         streams.keys(*lane).into_iter().map(move |key| (*lane, streams.clone(), key))
     });
     let streams = futures_util::stream::iter(keys)
-        .map(|(lane, streams, key)| async move { inspect::stream(redis, &streams, &key).await.map(|info| (lane, info)) })
+        .map(|(lane, streams, key)| async move {
+            let info = inspect::stream(redis, &streams, &key).await?;
+            let holds = match config.delivery.retain.filter(|_| lane.source() == lane) {
+                Some(retain) => trim::look(redis, &key, &config.groups_of(lane), retain).await?,
+                None => Vec::new(),
+            };
+            Ok::<_, RedisError>((lane, info, holds))
+        })
         .buffered(AT_ONCE)
         .try_collect()
         .await?;
+    let groups = config.lanes.iter().map(|lane| config.streams.of(*lane).group).collect();
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    Ok(Look { server, streams, now_ms })
+    Ok(Look { server, streams, groups, now_ms })
 }
 
 fn render(look: &Look, args: &Args, style: Style) -> String {
@@ -127,7 +138,7 @@ fn render(look: &Look, args: &Args, style: Style) -> String {
     let mut consumers =
         Table::new(&[Column::Left("STREAM"), Column::Left("CONSUMER"), Column::Right("PENDING"), Column::Right("IDLE")]);
     let mut notes = Vec::new();
-    for (lane, info) in &look.streams {
+    for (lane, info, holds) in &look.streams {
         // Two lanes read one stream: what stands in it stands in both rows, its dead letters in the row of the lane that has them.
         let own = lane.source() == *lane;
         let name = if own { info.key.clone() } else { format!("{} ({lane})", info.key) };
@@ -153,6 +164,7 @@ fn render(look: &Look, args: &Args, style: Style) -> String {
         if info.lost > 0 {
             notes.push(format!("{name}: {} entries were trimmed before they were read", grouped(info.lost)));
         }
+        notes.extend(holds.iter().map(|hold| format!("{name}: {}", held(hold, &look.groups))));
     }
     let mut text = table.render(style);
     if args.consumers && !consumers.is_empty() {
@@ -165,6 +177,17 @@ fn render(look: &Look, args: &Args, style: Style) -> String {
     }
     let _ = writeln!(text, "{}", clean(&server_line(&look.server)));
     text
+}
+
+/// Who holds trimming back, in words.
+fn held(hold: &Hold, own: &[String]) -> String {
+    let whose = if own.contains(&hold.group) { "the workers' own group" } else { "group" };
+    let group = format!("{whose} {}", hold.group);
+    let what = match &hold.consumer {
+        Some(consumer) => format!("consumer {consumer} has read entry {} and not acknowledged it", hold.entry),
+        None => format!("it has not read entry {}", hold.entry),
+    };
+    format!("{group} holds back trimming: {what}, {} past AEGIS_RETAIN", age(hold.past.as_millis() as u64))
 }
 
 /// The server in one line.
@@ -186,10 +209,13 @@ pub(super) fn server_line(server: &ServerInfo) -> String {
 
 fn json(look: &Look) -> serde_json::Value {
     let streams: Vec<_> = (look.streams.iter())
-        .map(|(lane, info)| {
+        .map(|(lane, info, holds)| {
             let oldest = info.oldest_unacknowledged;
             let consumers: Vec<_> = (info.consumers.iter())
                 .map(|consumer| serde_json::json!({ "name": consumer.name, "pending": consumer.pending, "idle_ms": consumer.idle_ms }))
+                .collect();
+            let holds: Vec<_> = (holds.iter())
+                .map(|hold| serde_json::json!({ "group": hold.group, "consumer": hold.consumer, "entry": hold.entry.to_string(), "past_retain_ms": hold.past.as_millis() as u64 }))
                 .collect();
             serde_json::json!({
                 "stream": info.key,
@@ -204,6 +230,7 @@ fn json(look: &Look) -> serde_json::Value {
                 "lost": info.lost,
                 "consumers": consumers,
                 "dead_letters": info.dead_letters,
+                "trimming_held_by": holds,
             })
         })
         .collect();
@@ -239,9 +266,16 @@ mod tests {
             oldest_unacknowledged,
             ..StreamInfo::default()
         };
+        let hold = |group: &str, consumer: Option<&str>| Hold {
+            group: group.to_owned(),
+            consumer: consumer.map(str::to_owned),
+            entry: EntryId { ms: 7, seq: 1 },
+            past: std::time::Duration::from_secs(120),
+        };
+        let holds = vec![hold("aegis", None), hold("analytics", Some("c1"))];
         let server =
             ServerInfo { version: "8.0.2".to_owned(), memory_used: 1 << 20, memory_max: 4 << 20, ..ServerInfo::default() };
-        Look { server, streams: vec![(Lane::Sessions, info)], now_ms: 62_000 }
+        Look { server, streams: vec![(Lane::Sessions, info, holds)], groups: vec!["aegis".to_owned()], now_ms: 62_000 }
     }
 
     #[test]
@@ -254,6 +288,14 @@ mod tests {
             text.ends_with("Redis 8.0.2, 1.0 MiB of 4.0 MiB memory (25 %), eviction not told, append-only file not told\n"),
             "{text}"
         );
+        assert!(
+            text.contains(
+                "aegis:sessions: group analytics holds back trimming: consumer c1 has read entry 7-1 and not acknowledged it"
+            ),
+            "{text}"
+        );
+        assert!(text.contains("the workers' own group aegis holds back trimming: it has not read entry 7-1, 2m"), "{text}");
+        assert_eq!(json(&sample())["streams"][0]["trimming_held_by"][1]["past_retain_ms"], 120_000);
         assert!(json(&sample())["streams"][0]["lag"].is_null());
         assert_eq!(json(&sample())["streams"][0]["oldest_unacknowledged_age_ms"], 61_000);
     }

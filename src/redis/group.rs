@@ -10,7 +10,7 @@ use super::error::RedisError;
 use super::hold::InHand;
 use super::inspect::{self, Losses};
 use super::wire::{Chunk, Wire};
-use super::{Redis, query};
+use super::{Redis, query, trim};
 use crate::config::Streams;
 use crate::seam::{Answer, Body, Delivered, Entry, EntryId, Pauses, Source, WriteError};
 use crate::telemetry::health::Outage;
@@ -64,6 +64,8 @@ pub struct ReaderSettings {
     pub entries_max: usize,
     /// Bytes that a read should bring at most; entries are asked for by their average size so far.
     pub bytes_max: usize,
+    /// Age from which settled entries may be trimmed; see `AEGIS_RETAIN`.
+    pub retain: Option<Duration>,
 }
 
 /// Reads one stream through the consumer group.
@@ -84,6 +86,8 @@ pub struct GroupReader {
     claim_at: Instant,
     /// Claimed, and not arrived yet.
     asked: HashSet<EntryId>,
+    /// Those below may be gone because they were settled, and then trimmed.
+    trimmed_below: EntryId,
     /// The one entry in hand that was delivered suspiciously often, and how often.
     suspect: Option<(EntryId, u64)>,
     /// More of that kind wait until it is settled.
@@ -123,6 +127,7 @@ impl GroupReader {
             others: Some(EntryId::default()),
             claim_at: Instant::now(),
             asked: HashSet::new(),
+            trimmed_below: EntryId::default(),
             suspect: None,
             suspects_wait: false,
             look_at: Instant::now(),
@@ -218,6 +223,7 @@ impl GroupReader {
             self.asked.insert(id);
         }
         self.phase = next.map_or_else(|| self.after_own(), Phase::Own);
+        self.settle_deleted().await?;
         let Some(wire) = self.wire.as_mut().filter(|_| !self.asked.is_empty()) else { return Ok(()) };
         let Streams { group, consumer, .. } = &self.streams;
         let ids: Vec<_> = self.asked.iter().map(ToString::to_string).collect();
@@ -351,8 +357,22 @@ impl GroupReader {
         Delivered { entries, hold, reclaimed, alone, bytes }
     }
 
+    /// Of the entries that are to be claimed, those that are old enough to be trimmed once settled are looked at first: afterwards
+    /// nobody can tell whether one that is missing was deleted unsettled, or settled and trimmed.
+    async fn settle_deleted(&mut self) -> Result<(), RedisError> {
+        let Some(retain) = self.settings.retain.filter(|_| !self.asked.is_empty()) else { return Ok(()) };
+        let (key, group) = (&self.settings.key, &self.streams.group);
+        let (gone, below) = trim::deleted_unsettled(&self.redis, key, group, retain, self.asked.iter().copied()).await?;
+        self.trimmed_below = below;
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.asked.retain(|id| !gone.contains(id));
+        self.settle_gone(&gone).await
+    }
+
     /// Of the entries that were claimed and did not come, those that the stream does not hold any more are lost; the others were
-    /// taken over by somebody else.
+    /// taken over by somebody else, or settled and trimmed.
     async fn settle_missing(&mut self) -> Result<(), RedisError> {
         if self.asked.is_empty() {
             return Ok(());
@@ -365,7 +385,8 @@ impl GroupReader {
         let mut connection = self.redis.connection().await?;
         let found: Vec<Vec<::redis::Value>> =
             pipeline.query_async(&mut connection).await.map_err(|error| RedisError::from(&error))?;
-        let gone: Vec<_> = missing.into_iter().zip(&found).filter(|(_, found)| found.is_empty()).map(|(id, _)| id).collect();
+        let missing = missing.into_iter().zip(&found).filter(|(id, found)| found.is_empty() && *id >= self.trimmed_below);
+        let gone: Vec<_> = missing.map(|(id, _)| id).collect();
         if gone.is_empty() { Ok(()) } else { self.settle_gone(&gone).await }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ::redis::Value;
 
-use super::{Redis, RedisError, query};
+use super::{Redis, RedisError, query, trim};
 use crate::config::Streams;
 use crate::seam::EntryId;
 use crate::telemetry::metric::LaneMetrics;
@@ -104,8 +104,11 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
     info.pending = number(&group, "pending").unwrap_or_default();
     info.lag = number(&group, "lag");
     let delivered = id(&group, "last-delivered-id").unwrap_or_default();
-    // A group that was made at the beginning and never read has no count yet; it is 0.
-    let read = number(&group, "entries-read").or((delivered == EntryId::default()).then_some(0));
+    let read = match number(&group, "entries-read") {
+        // A group that was made at the beginning and never read has no count yet; what was trimmed before it had been settled.
+        None if delivered == EntryId::default() => Some(trim::trimmed(redis, key).await?),
+        read => read,
+    };
     if let (Some(added), Some(read), Some(lag)) = (added, read, info.lag) {
         info.lost = added.saturating_sub(read).saturating_sub(lag);
     }

@@ -109,6 +109,7 @@ mod family {
     pub(super) const ENTRIES_READ: Family = Family::new("aegis_entries_read_total", Count, "Stream entries read, redelivered ones included");
     pub(super) const ENTRIES_RECLAIMED: Family = Family::new("aegis_entries_reclaimed_total", Count, "Pending entries taken over from a worker that left them idle");
     pub(super) const ENTRIES_LOST: Family = Family::new("aegis_entries_lost_total", Count, "Entries trimmed away by someone before this group read them");
+    pub(super) const ENTRIES_TRIMMED: Family = Family::new("aegis_entries_trimmed_total", Count, "Entries trimmed by this worker after every group had settled them");
     pub(super) const ENTRIES_RENEWED: Family = Family::new("aegis_renewed_total", Count, "Renewals of the idle time of entries in hand, so that no other worker takes them over");
     pub(super) const EVENTS_WRITTEN: Family = Family::new("aegis_events_written_total", Count, "Events made durable at their destination that were not there before");
     pub(super) const EVENTS_DUPLICATE: Family = Family::new("aegis_events_duplicate_total", Count, "Events that were durable at their destination already");
@@ -129,6 +130,7 @@ mod family {
     pub(super) const DEAD_LETTERS: Family = Family::new("aegis_dead_letters", Count, "Dead letters that stand in the lane's dead-letter streams; NaN when unknown");
     pub(super) const OLDEST_UNACKNOWLEDGED: Family = Family::new("aegis_oldest_unacknowledged_seconds", Seconds, "Age of the oldest entry that is not acknowledged, 0 when there is none; NaN when unknown");
     pub(super) const CONSUMERS: Family = Family::new("aegis_consumers", Count, "Consumers known to the lane's group; NaN when unknown");
+    pub(super) const TRIMMING_HELD: Family = Family::new("aegis_trimming_held_seconds", Seconds, "How long another group's first unsettled entry has been older than AEGIS_RETAIN, as the worker that trims sees it; 0 when none is");
     pub(super) const BATCHES_IN_FLIGHT: Family = Family::new("aegis_batches_in_flight", Count, "Batches that are being written or settled now");
 
     pub(super) const COMPONENT_UP: Family = Family::new("aegis_component_up", Count, "Whether the other side answers (1) or not (0)");
@@ -278,6 +280,8 @@ pub struct LaneMetrics {
     pub entries_reclaimed: Counter,
     /// Entries trimmed away unread.
     pub entries_lost: Counter,
+    /// Entries trimmed after every group had settled them.
+    pub entries_trimmed: Counter,
     /// Renewals of the idle time of entries in hand, one an entry.
     pub entries_renewed: Counter,
     /// Events that are durable now and were not before.
@@ -298,6 +302,8 @@ pub struct LaneMetrics {
     pub write_duration: Histogram,
     /// From the entry id's time until durable: fed by a [`LatencyBatch`].
     pub ingest_latency: Arc<LatencyHistogram>,
+    /// Seconds for which another group has held back trimming.
+    pub trimming_held: Gauge,
     /// Batches being written or settled: incremented and decremented by their writers.
     pub batches_in_flight: Gauge,
     events_dead: [Counter; Code::ALL.len()],
@@ -327,6 +333,7 @@ impl LaneMetrics {
             entries_read: counter(&family::ENTRIES_READ),
             entries_reclaimed: counter(&family::ENTRIES_RECLAIMED),
             entries_lost: counter(&family::ENTRIES_LOST),
+            entries_trimmed: counter(&family::ENTRIES_TRIMMED),
             entries_renewed: counter(&family::ENTRIES_RENEWED),
             events_written: counter(&family::EVENTS_WRITTEN),
             events_duplicate: counter(&family::EVENTS_DUPLICATE),
@@ -337,6 +344,7 @@ impl LaneMetrics {
             batch_events: family::BATCH_EVENTS.histogram(exporter, &[label]),
             write_duration: family::WRITE_DURATION.histogram(exporter, &[label]),
             ingest_latency: Arc::clone(inner.latencies[lane as usize].get_or_init(Arc::default)),
+            trimming_held: gauge(&family::TRIMMING_HELD),
             batches_in_flight: gauge(&family::BATCHES_IN_FLIGHT),
             events_dead: Code::ALL.map(|code| family::EVENTS_DEAD.counter(exporter, &[label, ("code", code.name())])),
             retries: [Component::Redis, Component::store_of(lane)].map(retries),

@@ -15,7 +15,7 @@ use crate::event::{Folded, SessionState, SessionUpdate, Version, fold};
 use crate::seam::{Place, Rows, WriteError, Written};
 
 /// Merges folded updates into `sessions`: each register goes to the later version, whatever is there already.
-const MERGE: &str = "
+pub(super) const MERGE: &str = "
 INSERT INTO sessions AS known (session_id, user_id, status, seq, started_at, updated_at, ended_at, status_event, state, state_seq, state_at, state_event)
 SELECT session_id, user_id, status, seq, started_at, at, CASE WHEN status = 'ended' THEN at END, event, state::jsonb, state_seq, state_at, state_event
 FROM unnest($1::text[], $2::text[], $3::text[], $4::int8[], $5::timestamptz[], $6::timestamptz[], $7::uuid[], $8::text[], $9::int8[], $10::timestamptz[], $11::uuid[])
@@ -33,9 +33,9 @@ ON CONFLICT (session_id) DO UPDATE SET
   state_at     = CASE WHEN {later_state} THEN excluded.state_at ELSE known.state_at END,
   state_event  = CASE WHEN {later_state} THEN excluded.state_event ELSE known.state_event END
 RETURNING session_id, user_id, status, seq, started_at, updated_at, ended_at, status_event, state_seq, state_at, state_event";
-const LATER: &str =
+pub(super) const LATER: &str =
     "(excluded.seq, excluded.updated_at, excluded.status_event) > (known.seq, known.updated_at, known.status_event)";
-const LATER_STATE: &str = "(excluded.state_seq IS NOT NULL AND (known.state_seq IS NULL OR
+pub(super) const LATER_STATE: &str = "(excluded.state_seq IS NOT NULL AND (known.state_seq IS NULL OR
   (excluded.state_seq, excluded.state_at, excluded.state_event) > (known.state_seq, known.state_at, known.state_event)))";
 /// State maps of sessions, for hashes that are gone.
 const STATES: &str = "SELECT session_id, state::text, state_seq, state_at, state_event FROM sessions WHERE session_id = ANY($1) AND state IS NOT NULL";

@@ -47,6 +47,7 @@ const CASES: &[(&str, &[&str], &str)] = &[
     ("AEGIS_CLAIM_IDLE", &["30", "s", "-30s", "1ms", "30 s", "99999d"], "30s"),
     ("AEGIS_DRAIN_TIMEOUT", &["20", "soon", "2h"], "20s|30s"),
     ("AEGIS_MAX_DELIVERIES", &["0", "1", "ten"], "2 to"),
+    ("AEGIS_RETAIN", &["10", "off", "-1s", "366d"], "never, or"),
     ("AEGIS_DEAD_MAX", &["0", "-1", "many"], "1 to"),
     ("AEGIS_MAX_EVENT_AGE", &["365", "0s", "1y", "99999999999999999999d"], "365d"),
     ("AEGIS_MAX_CLOCK_SKEW", &["1", "1hour", "-1h"], "250ms"),

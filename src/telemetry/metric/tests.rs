@@ -23,6 +23,8 @@ fn every_family_of_a_lane_stands_at_zero_or_unknown_from_the_start() {
         "aegis_events_duplicate_total",
         "aegis_entries_reclaimed_total",
         "aegis_entries_lost_total",
+        "aegis_entries_trimmed_total",
+        "aegis_trimming_held_seconds",
         "aegis_groups_recreated_total",
         "aegis_dead_letters_dropped_total",
         "aegis_events_forwarded_total",

@@ -296,12 +296,32 @@ impl OwnRedis {
 
     /// Started with further arguments of `redis-server`.
     pub fn with(arguments: &[&str]) -> Self {
+        let mut redis = Self::prepared(|_| "redis-server".to_owned(), arguments);
+        redis.start();
+        redis
+    }
+
+    /// A Redis 8.2, which has XTRIM … ACKED; `None` where none is to be had for this machine's kind of processor.
+    pub fn newer(arguments: &[&str]) -> Option<Self> {
+        let script = repository().join("tests/behaviour/support/redis-8.2");
+        let output = Command::new(script).arg(env!("CARGO_TARGET_TMPDIR")).output().expect("tests/behaviour/support/redis-8.2");
+        if output.status.code() == Some(3) {
+            eprintln!("######## NOT LOOKED AT: Redis 8.2. {} ########", String::from_utf8_lossy(&output.stderr));
+            return None;
+        }
+        assert!(output.status.success(), "redis-8.2: {}", String::from_utf8_lossy(&output.stderr));
+        let program = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let mut redis = Self::prepared(|data| format!("{data}/redis-server"), arguments);
+        std::fs::copy(program, redis.server.path.join("redis-server")).expect("a copy of the server");
+        redis.start();
+        Some(redis)
+    }
+
+    fn prepared(program: impl FnOnce(&str) -> String, arguments: &[&str]) -> Self {
         let port = free_port();
         let server = Server::new("redis", "TERM", |data| {
-            let mut command: Vec<String> =
-                ["redis-server", "--bind", "127.0.0.1", "--save", "", "--maxmemory-policy", "noeviction"]
-                    .map(str::to_owned)
-                    .to_vec();
+            let mut command = vec![program(data)];
+            command.extend(["--bind", "127.0.0.1", "--save", "", "--maxmemory-policy", "noeviction"].map(str::to_owned));
             command.extend(["--port".to_owned(), port.to_string(), "--dir".to_owned(), data.to_owned()]);
             // Users outlive a restart.
             command.extend(["--aclfile".to_owned(), format!("{data}/users.acl")]);
@@ -309,9 +329,7 @@ impl OwnRedis {
             command
         });
         std::fs::write(server.path.join("users.acl"), "").expect("users.acl");
-        let mut redis = Self { server, port };
-        redis.start();
-        redis
+        Self { server, port }
     }
 
     /// The administrator's address.

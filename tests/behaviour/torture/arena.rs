@@ -13,7 +13,7 @@ use tokio::task::{JoinSet, block_in_place};
 use super::event::{Lane, POISON_INTENT, POISON_SEQ};
 use super::producer::Ledger;
 use super::say;
-use super::schedule::{Fault, Schedule, Server};
+use super::schedule::{Fault, PARTITIONS, Schedule, Server};
 use super::weather::Weather;
 use super::workers::Workers;
 use crate::support::servers::{OwnChroma, OwnPostgres, OwnRedis};
@@ -140,10 +140,16 @@ impl Arena {
             let mut redis = client.get_multiplexed_async_connection().await.ok()?;
             let mut words = Vec::new();
             for lane in Lane::ALL {
-                let (lag, pending) = stores::lag_and_pending(&mut redis, &self.direct.stream(lane.name()), "aegis").await?;
-                words.push(format!("{} {lag}+{pending}", lane.name()));
+                let (mut lag, mut pending, mut standing) = (0, 0, 0);
+                for stream in streams(&self.direct, lane) {
+                    let (unread, held) = stores::lag_and_pending(&mut redis, &stream, "aegis").await?;
+                    lag += unread;
+                    pending += held;
+                    standing += redis::cmd("XLEN").arg(&stream).query_async::<u64>(&mut redis).await.ok()?;
+                }
+                words.push(format!("{} {lag}+{pending} of {standing}", lane.name()));
             }
-            Some(format!("unread+pending: {}", words.join(", ")))
+            Some(format!("unread+pending of standing: {}", words.join(", ")))
         };
         let answer = tokio::time::timeout(Duration::from_secs(1), asked).await;
         answer.ok().flatten().unwrap_or_else(|| "Redis is away".to_owned())
@@ -215,21 +221,19 @@ impl Arena {
         let began = Instant::now();
         loop {
             self.workers.watch().await;
-            // In this order: what interactions give rise to is in the embeddings' stream before they are settled.
             let mut left = Vec::new();
-            for lane in Lane::ALL {
-                let found = stores::lag_and_pending(&mut redis, &self.direct.stream(lane.name()), "aegis").await;
+            for stream in all_streams(&self.direct) {
+                let found = stores::lag_and_pending(&mut redis, &stream, "aegis").await;
                 if found != Some((0, 0)) {
-                    left.push((lane, found));
+                    left.push((stream, found));
                 }
             }
             if left.is_empty() {
-                return Vec::new();
+                return self.emptied(within.saturating_sub(began.elapsed())).await;
             }
             if began.elapsed() > within {
                 let mut offences = Vec::new();
-                for (lane, found) in left {
-                    let stream = self.direct.stream(lane.name());
+                for (stream, found) in left {
                     offences.push(format!(
                         "{stream}: unread and pending are {found:?} {within:?} after the last fault: {}",
                         pending(&mut redis, &stream).await
@@ -241,25 +245,54 @@ impl Arena {
         }
     }
 
+    /// What is settled and old enough goes from the streams. Returns those that keep some of it.
+    async fn emptied(&self, within: Duration) -> Vec<String> {
+        let mut redis = self.direct.redis().await;
+        let began = Instant::now();
+        loop {
+            let mut left = Vec::new();
+            for stream in all_streams(&self.direct) {
+                let standing = stores::length(&mut redis, &stream).await;
+                if standing > 0 {
+                    left.push(format!("{stream}: {standing} settled entries stand there {within:?} later"));
+                }
+            }
+            if left.is_empty() || began.elapsed() > within {
+                return left;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     /// Ends the workers. Returns the highest memory of any, and what was wrong with them.
     pub async fn close(&self) -> (u64, Vec<String>) {
         self.workers.stop().await;
         let mut offences = self.workers.offences();
         let mut redis = self.direct.redis().await;
-        for lane in Lane::ALL {
+        for stream in all_streams(&self.direct) {
             let mut command = redis::cmd("XINFO");
-            command.arg("CONSUMERS").arg(self.direct.stream(lane.name())).arg("aegis");
+            command.arg("CONSUMERS").arg(&stream).arg("aegis");
             let consumers: Vec<std::collections::HashMap<String, redis::Value>> =
                 command.query_async(&mut redis).await.expect("XINFO CONSUMERS");
             let names =
                 consumers.iter().map(|consumer| redis::from_redis_value::<String>(consumer["name"].clone()).unwrap_or_default());
             let stayed: Vec<_> = names.filter(|name| name.starts_with("worker-")).collect();
             if !stayed.is_empty() {
-                offences.push(format!("{}: consumers that left in order are still there: {stayed:?}", lane.name()));
+                offences.push(format!("{stream}: consumers that left in order are still there: {stayed:?}"));
             }
         }
         (self.workers.memory_max(), offences)
     }
+}
+
+/// The streams of a lane.
+pub fn streams(space: &Space, lane: Lane) -> impl Iterator<Item = String> {
+    (0..PARTITIONS).map(move |partition| space.partition(lane.name(), partition))
+}
+
+/// The streams of all lanes, interactions first: what they give rise to is in the embeddings' streams before they are settled.
+fn all_streams(space: &Space) -> impl Iterator<Item = String> {
+    Lane::ALL.into_iter().flat_map(move |lane| streams(space, lane))
 }
 
 async fn sleep_until(at: Option<Instant>) {

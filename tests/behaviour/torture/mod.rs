@@ -1,5 +1,6 @@
 //! The torture test: three workers, producers that never stop, and a seeded schedule of faults; in the end an oracle that
-//! knows every event asks the stores for each.
+//! knows every event asks the stores for each. Each lane has two streams, and what is settled is trimmed after two seconds, so that
+//! entries go while the faults last.
 //!
 //! ```text
 //!   producers ──proxy──> Redis ──proxy──> 3 workers ──proxy──> PostgreSQL, Chroma

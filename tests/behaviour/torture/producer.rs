@@ -11,7 +11,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::arena::Arena;
-use super::event::{self, Event, Lane};
+use super::event::{self, Event};
+use super::schedule::PARTITIONS;
+use crate::support::Space;
 use crate::support::send::now_ms;
 
 /// Producers.
@@ -30,6 +32,8 @@ pub struct Copy {
     pub entry: Option<(u64, u64)>,
     /// Position in the entry's array.
     pub index: u32,
+    /// The partition that it was sent to.
+    pub partition: u16,
 }
 
 /// An event and every XADD that carried it.
@@ -62,7 +66,7 @@ impl Ledger {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn note(&self, events: &[Event], entry: Option<(u64, u64)>) {
+    fn note(&self, events: &[Event], partition: u16, entry: Option<(u64, u64)>) {
         let at = self.began.elapsed();
         let mut ledger = self.events.lock().unwrap();
         for (index, event) in events.iter().enumerate() {
@@ -71,7 +75,7 @@ impl Ledger {
                 ledger.resize(slot + 1, None);
             }
             let issued = ledger[slot].get_or_insert_with(|| Issued { event: event.clone(), copies: Vec::new() });
-            issued.copies.push(Copy { at, entry, index: index as u32 });
+            issued.copies.push(Copy { at, entry, index: index as u32, partition });
         }
     }
 
@@ -107,8 +111,7 @@ pub fn start(seed: u64, arena: &Arena, ledger: &Arc<Ledger>) -> Producers {
     for number in 0..PRODUCERS {
         let producer = Producer {
             rng: SmallRng::seed_from_u64(seed ^ (number + 1) << 40),
-            url: arena.space.redis_url_of("producer"),
-            streams: Lane::ALL.map(|lane| arena.space.stream(lane.name())),
+            space: arena.space.clone(),
             ledger: Arc::clone(ledger),
             connection: None,
             again: Vec::new(),
@@ -120,8 +123,7 @@ pub fn start(seed: u64, arena: &Arena, ledger: &Arc<Ledger>) -> Producers {
 
 struct Producer {
     rng: SmallRng,
-    url: String,
-    streams: [String; 3],
+    space: Space,
     ledger: Arc<Ledger>,
     connection: Option<MultiplexedConnection>,
     /// Events that are sent once more some time, as producers do that are unsure.
@@ -168,11 +170,14 @@ impl Producer {
         let as_array = events.len() > 1 || self.rng.random_bool(0.2) && events[0].garbage.is_none();
         let references: Vec<&Event> = events.iter().collect();
         let (field, value) = event::encode(&references, self.rng.random_bool(0.4), as_array);
+        // Any will do: by session is the custom, and nothing depends on it.
+        let partition = self.rng.random_range(0..PARTITIONS);
+        let stream = self.space.partition(events[0].lane.name(), partition);
         loop {
-            match self.add(events[0].lane, field, &value).await {
-                Sent::Accepted(entry) => return self.ledger.note(events, Some(entry)),
+            match self.add(&stream, field, &value).await {
+                Sent::Accepted(entry) => return self.ledger.note(events, partition, Some(entry)),
                 Sent::Unsure => {
-                    self.ledger.note(events, None);
+                    self.ledger.note(events, partition, None);
                     if !harmless {
                         return;
                     }
@@ -183,16 +188,16 @@ impl Producer {
         }
     }
 
-    async fn add(&mut self, lane: Lane, field: &str, value: &[u8]) -> Sent {
+    async fn add(&mut self, stream: &str, field: &str, value: &[u8]) -> Sent {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => match connect(&self.url).await {
+            None => match connect(&self.space.redis_url_of("producer")).await {
                 Some(connection) => connection,
                 None => return Sent::Refused,
             },
         };
         let mut command = redis::cmd("XADD");
-        command.arg(&self.streams[lane as usize]).arg("*").arg(field).arg(value);
+        command.arg(stream).arg("*").arg(field).arg(value);
         match command.query_async::<String>(&mut connection).await {
             Ok(id) => {
                 self.connection = Some(connection);

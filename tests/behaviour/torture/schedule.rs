@@ -6,6 +6,10 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+/// Streams a lane; see `AEGIS_PARTITIONS`.
+pub const PARTITIONS: u16 = 2;
+/// See `AEGIS_RETAIN`: entries go while the faults last, and the verdict does not ask the streams.
+pub const RETAIN: Duration = Duration::from_secs(2);
 /// Workers.
 pub const WORKERS: usize = 3;
 /// See `AEGIS_CLAIM_IDLE`.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use uuid::Uuid;
 
-use super::arena::Arena;
+use super::arena::{Arena, streams};
 use super::event::{Event, Fate, Lane, marked};
 use super::producer::{Copy, Issued, Ledger};
 use super::value::Value;
@@ -43,7 +43,11 @@ pub async fn pass(arena: &Arena, ledger: &Ledger) -> (String, Vec<String>) {
     }
     let mut letters = 0;
     for lane in Lane::ALL {
-        for letter in stores::dead_letters(&mut redis, &space.dead(lane.name())).await {
+        let mut dead = Vec::new();
+        for stream in streams(space, lane) {
+            dead.append(&mut stores::dead_letters(&mut redis, &format!("{stream}:dead")).await);
+        }
+        for letter in dead {
             letters += 1;
             let payload = letter.bytes("data").or_else(|| letter.bytes("json")).unwrap_or_default();
             match marked(payload) {
@@ -57,7 +61,7 @@ pub async fn pass(arena: &Arena, ledger: &Ledger) -> (String, Vec<String>) {
     let mut sure = 0;
     for event in &issued {
         sure += u64::from(event.certain());
-        let stream = space.stream(event.event.lane.name());
+        let stream = |copy: &Copy| space.partition(event.event.lane.name(), copy.partition);
         if let Err(offence) = judge(event, &stream, &found, &mut vectors, &mut updates) {
             offences.push(history(event, &offence, &found));
         }
@@ -74,8 +78,17 @@ pub async fn pass(arena: &Arena, ledger: &Ledger) -> (String, Vec<String>) {
     (words, offences)
 }
 
+/// The stream that a copy was sent to.
+type StreamOf<'a> = dyn Fn(&Copy) -> String + 'a;
+
 /// Judges one event by its rows and letters; notes the vector and the update that follow from it.
-fn judge(issued: &Issued, stream: &str, found: &Found, vectors: &mut Vectors, updates: &mut Vec<Update>) -> Result<(), String> {
+fn judge(
+    issued: &Issued,
+    stream: &StreamOf<'_>,
+    found: &Found,
+    vectors: &mut Vectors,
+    updates: &mut Vec<Update>,
+) -> Result<(), String> {
     let event = &issued.event;
     let none = Vec::new();
     let letters = found.letters.get(&event.number).unwrap_or(&none);
@@ -93,7 +106,7 @@ fn judge(issued: &Issued, stream: &str, found: &Found, vectors: &mut Vectors, up
             if letter.text("code") != code {
                 return Err(format!("is to be set aside as {code} and is as {}", letter.text("code")));
             }
-            let place = copy.entry.map(|(ms, seq)| (stream.to_owned(), format!("{ms}-{seq}"), copy.index));
+            let place = copy.entry.map(|(ms, seq)| (stream(copy), format!("{ms}-{seq}"), copy.index));
             let told = (letter.text("src"), letter.text("src_id"), letter.index());
             if place.is_some_and(|place| place != told) {
                 return Err(format!("its dead letter names another place: {told:?}"));
@@ -126,9 +139,11 @@ fn judge(issued: &Issued, stream: &str, found: &Found, vectors: &mut Vectors, up
 }
 
 /// Identity and time of an event that was certainly issued; of another one what the producer knew.
-fn head(event: &Event, copies: &[Copy], stream: &str) -> (Option<Uuid>, Option<i64>) {
-    let entry = copies.iter().find_map(|copy| copy.entry.map(|(ms, seq)| (ms, seq, copy.index)));
-    let derived = entry.map(|(ms, seq, index)| Uuid::new_v5(&NAMESPACE, format!("{stream}\n{ms}-{seq}\n{index}").as_bytes()));
+fn head(event: &Event, copies: &[Copy], stream: &StreamOf<'_>) -> (Option<Uuid>, Option<i64>) {
+    let entry = copies.iter().find_map(|copy| copy.entry.map(|(ms, seq)| (ms, seq, copy.index, stream(copy))));
+    let derived = entry
+        .as_ref()
+        .map(|(ms, seq, index, stream)| Uuid::new_v5(&NAMESPACE, format!("{stream}\n{ms}-{seq}\n{index}").as_bytes()));
     let time = entry.map(|(ms, ..)| ms as i64 * 1000);
     (event.event_id().or(derived), event.occurred_at_us().or(time))
 }
@@ -138,7 +153,7 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, wanted: T, found: T) -> Resu
     if wanted == found { Ok(()) } else { Err(format!("{what} is to be {wanted:?} and is {found:?}")) }
 }
 
-fn interaction(issued: &Issued, stream: &str, row: &InteractionRow, vectors: &mut Vectors) -> Result<(), String> {
+fn interaction(issued: &Issued, stream: &StreamOf<'_>, row: &InteractionRow, vectors: &mut Vectors) -> Result<(), String> {
     let event = &issued.event;
     let (id, time) = head(event, &issued.copies, stream);
     same("event_id", id.unwrap_or(row.event_id), row.event_id)?;
@@ -166,7 +181,7 @@ fn interaction(issued: &Issued, stream: &str, row: &InteractionRow, vectors: &mu
     Ok(())
 }
 
-fn update(issued: &Issued, stream: &str, row: &SessionEventRow, updates: &mut Vec<Update>) -> Result<(), String> {
+fn update(issued: &Issued, stream: &StreamOf<'_>, row: &SessionEventRow, updates: &mut Vec<Update>) -> Result<(), String> {
     let event = &issued.event;
     let (id, time) = head(event, &issued.copies, stream);
     same("event_id", id.unwrap_or(row.event_id), row.event_id)?;

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::block_in_place;
 
-use super::schedule::{CLAIM_IDLE, WORKERS};
+use super::schedule::{CLAIM_IDLE, PARTITIONS, RETAIN, WORKERS};
 use crate::support::{LONG, Space, Worker};
 
 /// Longest drain, and what may come on top of it: the last words to Redis, and a machine that is busy.
@@ -24,7 +24,10 @@ pub struct Workers {
 
 fn start(space: &Space, place: usize) -> Worker {
     let claim_idle = format!("{}ms", CLAIM_IDLE.as_millis());
+    let (partitions, retain) = (PARTITIONS.to_string(), format!("{}ms", RETAIN.as_millis()));
     let mut settings = vec![
+        ("AEGIS_PARTITIONS", partitions.as_str()),
+        ("AEGIS_RETAIN", &retain),
         ("AEGIS_CLAIM_IDLE", claim_idle.as_str()),
         ("AEGIS_DRAIN_TIMEOUT", DRAIN),
         ("AEGIS_REDIS_TIMEOUT", "1500ms"),
@@ -52,6 +55,13 @@ impl Workers {
 
     fn weigh(&self, worker: &Worker) {
         self.memory_max.fetch_max(worker.rss_max(), Ordering::Relaxed);
+    }
+
+    /// What a worker says when it goes: nobody deletes entries here, so none may count as lost.
+    fn judge(&self, number: usize, worker: &Worker) {
+        let log = worker.log();
+        let losses = log.lines().filter(|line| line.contains("they are lost") || line.contains("before they were settled"));
+        losses.for_each(|line| self.offend(format!("worker {number} tells of a loss: {line}")));
     }
 
     /// Highest memory of any of them so far.
@@ -84,6 +94,7 @@ impl Workers {
     pub async fn kill(&self, place: usize, away: Duration) {
         let mut worker = self.places[place].lock().await;
         self.weigh(&worker);
+        self.judge(place, &worker);
         block_in_place(|| worker.kill());
         tokio::time::sleep(away).await;
         self.replace(place, &mut worker);
@@ -98,6 +109,7 @@ impl Workers {
         if !status.success() {
             self.offend(format!("worker {place} was asked to leave and ended with {status}:\n{}", last_words(&worker)));
         }
+        self.judge(place, &worker);
         tokio::time::sleep(away).await;
         self.replace(place, &mut worker);
         Self::is_there(&worker).await;
@@ -134,6 +146,7 @@ impl Workers {
             if !status.success() {
                 self.offend(format!("worker {number} ended with {status} at the end:\n{}", last_words(&worker)));
             }
+            self.judge(number, &worker);
         }
     }
 }
