@@ -33,6 +33,8 @@
 //! 4. **Settle.** [`redis::Settler`] forwards inline vectors to the embeddings stream, writes dead letters and
 //!    acknowledges them in one step, acknowledges the rest in bulk. *Crash before it:* the next delivery repeats steps 2 and 3
 //!    without effect. *Reply lost:* acknowledging twice is acknowledging once.
+//! 5. **Trim.** Once every group of the stream has settled the entry and it is older than `AEGIS_RETAIN`, one worker takes it
+//!    away ([`redis::trim`]): found and removed in one script. *Crash, or the reply lost:* another worker goes on.
 //!
 //! # Invariants
 //!
