@@ -60,8 +60,9 @@ impl Workers {
     /// What a worker says when it goes: nobody deletes entries here, so none may count as lost.
     fn judge(&self, number: usize, worker: &Worker) {
         let log = worker.log();
-        let losses = log.lines().filter(|line| line.contains("they are lost") || line.contains("before they were settled"));
-        losses.for_each(|line| self.offend(format!("worker {number} tells of a loss: {line}")));
+        for line in log.lines().filter(|line| line.contains("they are lost") || line.contains("before they were settled")) {
+            self.offend(format!("worker {number} tells of a loss: {line}"));
+        }
     }
 
     /// Highest memory of any of them so far.

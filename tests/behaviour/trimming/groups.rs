@@ -16,7 +16,7 @@ async fn send_old(redis: &mut MultiplexedConnection, stream: &str, numbers: std:
     for number in numbers {
         let event = json!({ "session_id": format!("s{number}"), "user_id": "u" }).to_string();
         let mut command = redis::cmd("XADD");
-        command.arg(stream).arg(format!("{}-{number}", hour_ago)).arg("json").arg(event);
+        command.arg(stream).arg(format!("{hour_ago}-{number}")).arg("json").arg(event);
         ids.push(command.query_async::<String>(redis).await.expect("XADD"));
     }
     ids
