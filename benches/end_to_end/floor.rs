@@ -45,6 +45,7 @@ pub fn read_and_acknowledge(redis_url: &str, stream: &str, group: &str) -> Resul
             entry_bytes_max: config.events.entry_bytes_max,
             entries_max: config.batch.rows_max,
             bytes_max: config.batch.bytes_max,
+            retain: None,
         };
         let mut source = GroupReader::new(redis, &config.streams, reader, in_hand, Arc::default(), metrics, outage);
         let (chunks, mut incoming) = mpsc::channel(1);
