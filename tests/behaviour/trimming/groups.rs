@@ -30,9 +30,10 @@ async fn group(redis: &mut MultiplexedConnection, stream: &str, group: &str, fro
 
 /// Reads as consumer `c1`; returns how many came.
 async fn read(redis: &mut MultiplexedConnection, stream: &str, group: &str, count: usize) -> usize {
+    type Entries = Vec<(String, redis::Value)>;
     let mut command = redis::cmd("XREADGROUP");
     command.arg("GROUP").arg(group).arg("c1").arg("COUNT").arg(count).arg("STREAMS").arg(stream).arg(">");
-    let found: Option<Vec<(String, Vec<(String, redis::Value)>)>> = command.query_async(redis).await.expect("XREADGROUP");
+    let found: Option<Vec<(String, Entries)>> = command.query_async(redis).await.expect("XREADGROUP");
     found.into_iter().flatten().map(|(_, entries)| entries.len()).sum()
 }
 
