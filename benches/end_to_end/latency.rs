@@ -7,7 +7,9 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -35,6 +37,8 @@ pub struct Latencies {
     pub histogram: (f64, f64),
     /// Events a second that were really sent.
     pub rate: f64,
+    /// Events a second of what ran beside it, from its first row until all was handed over.
+    pub beside: f64,
     /// CPU.
     pub used: Used,
 }
@@ -45,8 +49,21 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
+/// A program that writes other events meanwhile; only samples that were sent while it ran count.
+pub struct Beside {
+    /// How it is started.
+    pub command: Command,
+    /// What it writes, all of it older than a day.
+    pub events: u64,
+}
+
 /// Sends for a while and looks at the samples.
 pub fn run(stage: &Stage, rate: u32, time: Duration, seed: u64) -> Result<Latencies> {
+    run_beside(stage, rate, time, seed, None)
+}
+
+/// The same beside another program.
+pub fn run_beside(stage: &Stage, rate: u32, time: Duration, seed: u64, beside: Option<Beside>) -> Result<Latencies> {
     stage.empty_tables("aegis")?;
     redis::cmd("DEL").arg(STREAM).exec(&mut stage.redis()?)?;
     let worker = Worker::start(stage, "aegis")?;
@@ -59,17 +76,46 @@ pub fn run(stage: &Stage, rate: u32, time: Duration, seed: u64) -> Result<Latenc
     let histogram = worker.latencies()?;
     let watched = stage.watched(&[("worker", worker.pid())]);
     let before = watched.snapshot();
+    let others = beside.as_ref().map_or(0, |beside| beside.events);
+    let beside = beside.map(|mut beside| begun(stage, &mut beside.command)).transpose()?;
     let (samples, incoming) = channel();
     let looker = std::thread::spawn(move || look(&url, &incoming));
     let sent = send(port, rate, time, seed.wrapping_add(1), Some(&samples))?;
     drop(samples);
-    let (mut each, question) = looker.join().ok().context("the thread that looks for events")??;
+    let (found, question) = looker.join().ok().context("the thread that looks for events")??;
     let used = before.until(&watched.snapshot());
-    until_count(stage, u64::from(rate) * 2 + sent.0)?;
+    let (mut until, mut beside_rate) = (Instant::now(), 0.0);
+    if let Some((began, waiting)) = beside {
+        until = waiting.join().ok().context("the thread that waits for the other program")??;
+        beside_rate = others as f64 / until.duration_since(began).as_secs_f64();
+    }
+    let mut each: Vec<f64> = found.iter().filter(|(sent, _)| *sent <= until).map(|(_, ms)| *ms).collect();
+    ensure!(!each.is_empty(), "no sample was sent while the other program ran");
+    until_count(stage, u64::from(rate) * 2 + sent.0 + others)?;
     let histogram = difference(&histogram, &worker.latencies()?);
     worker.stop()?;
     each.sort_unstable_by(f64::total_cmp);
-    Ok(Latencies { each, question, histogram, rate: sent.0 as f64 / sent.1, used })
+    Ok(Latencies { each, question, histogram, rate: sent.0 as f64 / sent.1, beside: beside_rate, used })
+}
+
+/// Starts a program and waits for its first row; when that was, and who waits for its end.
+fn begun(stage: &Stage, command: &mut Command) -> Result<(Instant, JoinHandle<Result<Instant>>)> {
+    let mut child = command.stdout(Stdio::null()).spawn()?;
+    let asked = Instant::now();
+    while stage.number(
+        "aegis",
+        "SELECT count(*) FROM (SELECT FROM interaction_logs WHERE occurred_at < now() - interval '1 day' LIMIT 1) old",
+    )? == 0
+    {
+        ensure!(asked.elapsed() < Duration::from_mins(1), "the other program writes nothing");
+        pause_ms(2);
+    }
+    let began = Instant::now();
+    let waiting = std::thread::spawn(move || {
+        ensure!(child.wait()?.success(), "the other program fails");
+        Ok(Instant::now())
+    });
+    Ok((began, waiting))
 }
 
 fn until_count(stage: &Stage, events: u64) -> Result<()> {
@@ -135,7 +181,7 @@ fn send(port: u16, rate: u32, time: Duration, seed: u64, samples: Option<&Sender
 }
 
 /// Looks for each sample until it is there.
-fn look(url: &str, samples: &Receiver<(Key, Instant)>) -> Result<(Vec<f64>, f64)> {
+fn look(url: &str, samples: &Receiver<(Key, Instant)>) -> Result<(Vec<(Instant, f64)>, f64)> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let client = connect(url).await?;
         client.batch_execute("SET plan_cache_mode = force_generic_plan").await?;
@@ -148,7 +194,7 @@ fn look(url: &str, samples: &Receiver<(Key, Instant)>) -> Result<(Vec<f64>, f64)
             while client.query(&question, &[&at, &id]).await?.is_empty() {
                 ensure!(sent.elapsed() < Duration::from_secs(30), "a sampled event does not arrive");
             }
-            found.push(sent.elapsed().as_secs_f64() * 1_000.0);
+            found.push((sent, sent.elapsed().as_secs_f64() * 1_000.0));
             last = Some((at, id));
         }
         let (at, id) = last.context("no event was sampled")?;

@@ -30,11 +30,12 @@ use stage::{Size, Stage};
 /// A row: its name, and what measures it.
 type Measure = (&'static str, fn(&Stage) -> Result<Row>);
 
-const ROWS: [Measure; 10] = [
+const ROWS: [Measure; 11] = [
     ("drain-1", rows::drain_one_by_one),
     ("drain-50", rows::drain_by_fifties),
     ("latency-1000", rows::latency_calm),
     ("latency-20000", rows::latency_busy),
+    ("backfill", rows::backfill),
     ("sessions", rows::sessions),
     ("embeddings", rows::embeddings),
     ("replicas", rows::replicas),

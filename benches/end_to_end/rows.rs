@@ -1,9 +1,11 @@
 //! The rows of the specification's table, one function each.
 
+mod backfill;
 mod drains;
 mod lanes;
 mod scale;
 
+pub use backfill::backfill;
 pub use drains::{drain_by_fifties, drain_one_by_one};
 pub use lanes::{embeddings, idle, latency_busy, latency_calm, sessions};
 pub use scale::{big_table, memory, replicas};
