@@ -5,6 +5,8 @@
 ARG RUST_VERSION=1.95.0
 FROM rust:${RUST_VERSION}-slim-trixie AS build
 WORKDIR /build
+# A build that is only to be looked at (tests/deploy/image.sh) may be had sooner: --build-arg CARGO_PROFILE_RELEASE_OPT_LEVEL=0.
+ARG CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RELEASE_LTO=thin CARGO_PROFILE_RELEASE_DEBUG=line-tables-only
 # The list of dependencies goes into the binary itself: scanners (syft, grype, trivy, cargo audit bin) read it from there.
 RUN cargo install --locked --version 0.7.7 --root /opt/tools cargo-auditable
 ENV PATH=/opt/tools/bin:$PATH CARGO_INCREMENTAL=0

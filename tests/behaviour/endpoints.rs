@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value as Json, json};
 
 use crate::support::proxy::{Mode, Proxy};
@@ -70,6 +71,34 @@ async fn keys_guard_metrics_and_the_body_of_readyz() {
     assert_eq!(ask("/healthz", "").await.status, 200);
     assert_eq!(http::request(worker.address(), "POST", "/metrics", "").await.unwrap().status, 405);
     assert!(!worker.log().contains("first-key-1"), "a key stands in the log");
+}
+
+#[tokio::test]
+async fn keys_are_reread_from_their_file_on_sighup() {
+    let space = Space::new("keys_reread").await;
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("keys");
+    std::fs::write(&file, "old-key-1,both-key-2\n").unwrap();
+    let mut worker = Worker::start(&space, &[("AEGIS_API_KEYS_FILE", file.to_str().unwrap())]);
+    worker.ready().await;
+    let status = async |key: &str| {
+        let header = format!("X-API-Key: {key}\r\n");
+        http::request(worker.address(), "GET", "/metrics", &header).await.expect("an answer").status
+    };
+    let found = async || [status("old-key-1").await, status("both-key-2").await, status("new-key-3").await];
+    assert_eq!(found().await, [200, 200, 401]);
+    std::fs::write(&file, "both-key-2,new-key-3\n").unwrap();
+    assert_eq!(found().await, [200, 200, 401], "a file that changes is no word to reread it");
+    worker.signal(Signal::HUP);
+    until("the new keys", SOON, async || (found().await == [401, 200, 200]).then_some(())).await;
+    // What does not serve leaves the keys as they are, and opens nothing.
+    std::fs::remove_file(&file).unwrap();
+    worker.signal(Signal::HUP);
+    until("it to be told", SOON, async || worker.log().contains("the API keys stay as they are").then_some(())).await;
+    assert_eq!(found().await, [401, 200, 200]);
+    assert_eq!(http::request(worker.address(), "GET", "/metrics", "").await.unwrap().status, 401);
+    worker.stop();
+    assert!(!worker.log().contains("both-key-2"), "a key stands in the log");
 }
 
 /// Each store is taken away and given back, refusing and silent; a lane that does not need it does not mind.

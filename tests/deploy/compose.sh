@@ -1,6 +1,6 @@
 #!/bin/bash
 # docker-compose.yml as it is, on a real engine, with images that stand in where no registry is (tests/deploy/images):
-#   tests/deploy/compose.sh PATH-OF-AEGIS-INGEST
+#   tests/deploy/compose.sh PATH-OF-AEGIS-INGEST | image:NAME     the program, or an image with it, such as tests/deploy/image.sh leaves
 # Without an engine it says so and ends with status 77. Leaves nothing running and no volume behind; KEEP=1 keeps all for a look.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
@@ -61,6 +61,12 @@ hashes() { # as the worker counts them: one a session
   sql 'SELECT session_id FROM sessions' | sed -n 1,50p | sed 's/.*/HMGET aegis:session:& status/' |
     dc exec -T -e REDISCLI_AUTH="$(secret redis_worker)" redis redis-cli --no-auth-warning --user aegis-worker | grep -cE 'started|updated|ended'
 }
+# SET and GET as far as the worker's user may: the hash of a session, written and read back.
+kept() {
+  local key=aegis:session:compose-test
+  redis_worker() { dc exec -T -e REDISCLI_AUTH="$(secret redis_worker)" redis redis-cli -e --no-auth-warning --user aegis-worker "$@"; }
+  redis_worker hset $key status started >/dev/null && [[ $(redis_worker hmget $key status) == started ]] && redis_worker hdel $key status >/dev/null
+}
 # --no-deps: it would scale the app back to one.
 produce() { quiet dc run --rm -T --no-deps load produce "$@"; }
 settled() { # everything in the streams is in the stores
@@ -82,6 +88,7 @@ for container in $(dc ps -q); do
 done
 ok "each runs read-only, without capabilities, as a user of its own, within limits, and publishes nothing"
 quiet app check && ok "the worker reaches all three, SELECT 1 included"
+kept && ok "and its user sets and gets what it keeps in Redis"
 if dc exec -T app /bin/sh -c true >/dev/null 2>&1; then fail "the app's image has a shell"; fi
 ok "and there is no shell beside it"
 
@@ -97,6 +104,12 @@ read_by() { curl -fsS -m 5 -H "X-API-Key: $(secret scrape_key)" "http://$(addres
 for container in "${apps[@]}"; do [[ $(read_by "$container") -gt 0 ]] || fail "$container read nothing"; done
 ok "three workers share it"
 [[ $(curl -s -m 5 -o /dev/null -w '%{http_code}' -H 'X-API-Key: wrong' "http://$(address "${apps[0]}"):9464/metrics") == 401 ]] && ok "a wrong API key gets 401"
+load_goes_on() { [[ $(redis xlen aegis:interactions) -gt $load_from ]]; }
+load_from=$(redis xlen aegis:interactions)
+quiet dc --profile load up -d --no-recreate --scale app=3 load
+eventually "the profile load brings a load" 30 load_goes_on
+quiet dc --profile load rm -sf load
+eventually "which is written as well" 60 settled
 "$here/metrics_exist.sh" "http://$(address "${apps[0]}"):9464/metrics" "$(secret scrape_key)" && ok "the rules' and the dashboard's metrics are exported"
 
 echo "Prometheus and the proxy"
@@ -151,28 +164,26 @@ produce --count 500
 eventually "and all that stands in the streams is in the stores" 120 settled
 
 echo "Health checks fail when they should"
-if dc exec -T redis /bin/sh -c 'echo wrong >/run/redis/redis_metrics; SECRETS_DIR=/run/redis exec /bin/sh /etc/aegis/healthcheck.sh' >/dev/null 2>&1; then
-  fail "Redis is healthy with a wrong password"
-fi
-ok "Redis's, with a wrong password"
+health() { docker inspect -f '{{.State.Health.Status}}' "$(dc ps -q "$1" | sed -n 1p)"; }
+is() { [[ $(health "$1") == "$2" ]]; }
+# In place: the container sees this very file.
+keep=$(secret redis_metrics)
+echo wrong >"$STACK_SECRETS_DIR/redis_metrics"
+database=$(dc ps -q timescaledb)
+kill -s STOP "$(docker inspect -f '{{.State.Pid}}' "$database")"
+eventually "Redis is unhealthy with a wrong password" 90 is redis unhealthy
+eventually "PostgreSQL is unhealthy while it takes no connection" 120 is timescaledb unhealthy
+eventually "so is the worker" 60 is app unhealthy
+echo "$keep" >"$STACK_SECRETS_DIR/redis_metrics"
+kill -s CONT "$(docker inspect -f '{{.State.Pid}}' "$database")"
+for service in redis timescaledb app; do eventually "$service is healthy again" 60 is "$service" healthy; done
 network=${project}_stores
 wrong=$(docker run --rm --network "$network" -e AEGIS_REDIS_URL=redis://aegis-worker:wrong@redis:6379 -e AEGIS_LANES=embeddings \
   -e AEGIS_CHROMA_URL=http://chromadb:8000 "aegis-ingest:$STACK_VERSION" run 2>&1) && fail "a worker runs with a wrong password"
 [[ $wrong == *WRONGPASS* || $wrong == *refuses* ]] && ok "a worker with a wrong password ends and says so"
-database=$(dc ps -q timescaledb)
-kill -s STOP "$(docker inspect -f '{{.State.Pid}}' "$database")"
-if dc exec -T timescaledb /bin/sh /etc/aegis/healthcheck.sh >/dev/null 2>&1; then fail "PostgreSQL is healthy while it answers nobody"; fi
-kill -s CONT "$(docker inspect -f '{{.State.Pid}}' "$database")"
-ok "PostgreSQL's, while it takes no connection"
-docker pause "$database" >/dev/null
-unready() { ! app healthcheck; }
-eventually "the worker's, while PostgreSQL does not answer" 30 unready
-docker unpause "$database" >/dev/null
-ready() { app healthcheck; }
-eventually "which is ready again afterwards" 30 ready
 # A server on its socket alone, as during initdb, is not healthy.
 if dc exec -T timescaledb /bin/sh -c 'sed "s/127.0.0.1/127.0.0.2 -p 1/" /etc/aegis/healthcheck.sh | sh' >/dev/null 2>&1; then fail "healthy without TCP"; fi
-ok "PostgreSQL's, without TCP"
+ok "PostgreSQL's does not pass without TCP"
 quiet dc stop -t 60 app
 [[ $(docker inspect -f '{{.State.ExitCode}}' "${apps[0]}" 2>/dev/null || docker inspect -f '{{.State.ExitCode}}' "$(dc ps -aq app | sed -n 1p)") == 0 ]] && ok "workers drain and end with status 0"
 echo "$passed checks passed"

@@ -44,7 +44,7 @@ say "docker compose config"
 
 chart=infra/kubernetes/aegis-ingest
 render() { helm template aegis "$chart" --namespace voice "$@" 2>/dev/null; }
-all=(--set 'hpa.enabled=true,partitions=3,caConfigMap=ca,chromaToken=true,image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000')
+all=(--set 'hpa.enabled=true,partitions=3,caConfigMap=ca,clientCertSecret=client,chromaToken=true,image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000')
 i=0
 for values in "" "-f $chart/values/one-machine.yaml" "-f $chart/values/managed.yaml" "${all[*]}" "--set migrate.enabled=false,networkPolicy.enabled=false,serviceAccount.create=false"; do
   # shellcheck disable=SC2086 # a list of arguments
@@ -52,7 +52,13 @@ for values in "" "-f $chart/values/one-machine.yaml" "-f $chart/values/managed.y
     quiet helm lint --strict "$chart" $values
     render $values >"$work/all.yaml" || fail "helm template $values"
   }
-  python - "$work/all.yaml" "$work/native-$i.yaml" <<'END'
+  objects=Deployment
+  case $values in
+    '') objects=Deployment,Job,ServiceAccount,PodDisruptionBudget,NetworkPolicy ;;
+    *managed*) objects=Deployment,Job,ServiceAccount,PodDisruptionBudget,NetworkPolicy,PodMonitor,PrometheusRule,ScaledObject,TriggerAuthentication ;;
+    *hpa*) objects=Deployment,HorizontalPodAutoscaler ;;
+  esac
+  python - "$work/all.yaml" "$work/native-$i.yaml" "$objects" <<'END'
 import sys, yaml
 documents = [d for d in yaml.safe_load_all(open(sys.argv[1])) if d]
 custom = ("monitoring.coreos.com/", "keda.sh/")
@@ -63,6 +69,12 @@ env = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
 drain = int(env["AEGIS_DRAIN_TIMEOUT"].rstrip("s"))
 assert pod["terminationGracePeriodSeconds"] > drain
 assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/healthz"
+kinds = {d["kind"] for d in documents}
+if len(sys.argv) > 3:
+    lacking = set(sys.argv[3].split(",")) - kinds
+    assert not lacking, f"no {lacking}"
+assert not (kinds & {"ScaledObject"} and kinds & {"HorizontalPodAutoscaler"})
+assert all(d["automountServiceAccountToken"] is False for d in documents if d["kind"] == "ServiceAccount")
 assert pod["automountServiceAccountToken"] is False and pod["enableServiceLinks"] is False
 assert not any("://" in v and "@" in v for v in env.values()), "a password in the environment"
 scaled = next((d for d in documents if d["kind"] == "ScaledObject"), None)
@@ -79,7 +91,8 @@ END
 done
 say "helm: linted, rendered and valid for Kubernetes 1.29 and 1.37, $i sets of values"
 for wrong in 'lanes={interaction}' 'replicas=many' 'settings.AEGIS_REDIS_URL=redis://u:p@h' 'settings.REDIS=x' 'chromaUrl=chroma:8000' 'keda.minReplicas=0' \
-  'partitions=0' 'image.digest=latest' 'reponse=1' 'keda.enabled=true,hpa.enabled=true' 'drainTimeoutSeconds=20s'; do
+  'partitions=0' 'image.digest=latest' 'reponse=1' 'keda.enabled=true,hpa.enabled=true' 'drainTimeoutSeconds=20s' \
+  'clientCertSecret=No!' 'replicas=-1' 'lanes=null'; do
   if render --set "$wrong" >/dev/null; then fail "the chart takes $wrong"; fi
 done
 say "values.schema.json refuses wrong values"

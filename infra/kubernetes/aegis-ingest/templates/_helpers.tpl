@@ -44,15 +44,34 @@ securityContext:
   readOnlyRootFilesystem: true
   capabilities: {drop: [ALL]}
 {{- end }}
-{{- define "aegis.ca.mount" -}}
+{{- define "aegis.tls.env" -}}
+{{- if .Values.caConfigMap }}
+- {name: AEGIS_TLS_CA_FILE, value: /etc/aegis/ca/ca.crt}
+{{- end }}
+{{- if .Values.clientCertSecret }}
+- {name: AEGIS_TLS_CERT_FILE, value: /etc/aegis/client/tls.crt}
+- {name: AEGIS_TLS_KEY_FILE, value: /etc/aegis/client/tls.key}
+{{- end }}
+{{- end }}
+{{- define "aegis.tls.mounts" -}}
 {{- if .Values.caConfigMap }}
 - {name: ca, mountPath: /etc/aegis/ca, readOnly: true}
 {{- end }}
+{{- if .Values.clientCertSecret }}
+- {name: client-cert, mountPath: /etc/aegis/client, readOnly: true}
 {{- end }}
-{{- define "aegis.ca.volume" -}}
+{{- end }}
+{{- define "aegis.tls.volumes" -}}
 {{- if .Values.caConfigMap }}
 - name: ca
   configMap: {name: {{ .Values.caConfigMap }}}
+{{- end }}
+{{- if .Values.clientCertSecret }}
+- name: client-cert
+  secret:
+    secretName: {{ .Values.clientCertSecret }}
+    defaultMode: 0440
+    items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]
 {{- end }}
 {{- end }}
 {{- define "aegis.streams" -}}
