@@ -1,4 +1,4 @@
-.PHONY: up down clean test torture flat lint-infra test-privilege test-compose demo bench
+.PHONY: up down clean test torture flat lint-infra test-privilege test-compose demo bench test-image
 
 up: ## Install and start Redis, TimescaleDB and Chroma here (STACK=docker: with Docker)
 	@infra/local/stack up
@@ -32,6 +32,9 @@ test-privilege: ## The whole path with the least rights: roles of infra/timescal
 	@infra/local/stack install
 	@cargo build --locked
 	@tests/deploy/least_privilege.sh target/debug/aegis-ingest
+
+test-image: ## docker build, with BuildKit and without, and what is in the image (needs a Docker engine; RELEASE=1: optimised, longer)
+	@tests/deploy/image.sh
 
 test-compose: ## docker-compose.yml as it is, with images that stand in where no registry is (needs a Docker engine)
 	@infra/local/stack install

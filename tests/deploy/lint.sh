@@ -20,8 +20,8 @@ quiet shellcheck infra/chroma/healthcheck.sh tests/deploy/*.sh tests/deploy/imag
 say "shellcheck"
 quiet hadolint --failure-threshold info Dockerfile
 say "hadolint"
-quiet jq -e '.panels | length > 10' infra/grafana/dashboard.json
-say "the dashboard is JSON"
+quiet python tests/deploy/dashboard.py infra/grafana/dashboard.json
+say "the dashboard: panels, queries, and what the first screen answers"
 quiet promtool check rules infra/prometheus/rules.yml
 quiet promtool check config --syntax-only infra/prometheus/prometheus.yml
 quiet promtool test rules infra/prometheus/rules_test.yml
