@@ -34,12 +34,12 @@ test-privilege: ## The whole path with the least rights: roles of infra/timescal
 	@tests/deploy/least_privilege.sh target/debug/aegis-ingest
 
 test-image: ## docker build, with BuildKit and without, and what is in the image (needs a Docker engine; RELEASE=1: optimised, longer)
-	@tests/deploy/image.sh
+	@tests/deploy/image.sh && tests/deploy/images/remove.sh
 
 test-compose: ## docker-compose.yml as it is, with images that stand in where no registry is (needs a Docker engine)
 	@infra/local/stack install
 	@cargo build --locked
-	@tests/deploy/compose.sh target/debug/aegis-ingest
+	@tests/deploy/compose.sh target/debug/aegis-ingest && tests/deploy/images/remove.sh
 
 torture: ## Ten minutes, 200 faults and more, then every event is looked for (AEGIS_TORTURE_SEED=N: a run again; AEGIS_TORTURE_SECONDS=N)
 	@infra/local/stack install

@@ -13,7 +13,7 @@ mkdir -p "$work"
 label=aegis.stand-in
 "$repo/infra/local/stack" install
 extra=$("$repo/tests/deploy/tools.sh" debian busybox-static bash-static nginx libpcre2-8-0 libssl3t64 libcrypt1 zlib1g libzstd1 prometheus promtool)
-root=$repo/.stack/root
+root=${AEGIS_STACK_DIR:-$repo/.stack}/root
 
 # Rebuilt when what it is made of changes.
 stamp=$(cat "$root/.stamp" "$here"/* "$repo/tests/deploy/tools.sh" | sha256sum | cut -c 1-16)
