@@ -92,6 +92,12 @@ kept && ok "and its user sets and gets what it keeps in Redis"
 if dc exec -T app /bin/sh -c true >/dev/null 2>&1; then fail "the app's image has a shell"; fi
 ok "and there is no shell beside it"
 
+# What a health check leaves behind that took too long: a child of nobody, which dies of its broken pipe.
+dc exec -T timescaledb /bin/sh -c '/bin/sh -c "kill -PIPE \$\$" &'
+rows sessions >/dev/null || fail "PostgreSQL went down with a stranger's child"
+if dc logs timescaledb 2>&1 | grep -F 'was terminated by signal'; then fail "PostgreSQL took a stranger's child for its own"; fi
+ok "PostgreSQL outlives what a health check leaves behind"
+
 echo "Traffic"
 produce --count 3000 && ok "produce writes with the producer's user"
 eventually "all of it is in TimescaleDB and Chroma" 90 settled
@@ -169,13 +175,13 @@ is() { [[ $(health "$1") == "$2" ]]; }
 # In place: the container sees this very file.
 keep=$(secret redis_metrics)
 echo wrong >"$STACK_SECRETS_DIR/redis_metrics"
-database=$(dc ps -q timescaledb)
-kill -s STOP "$(docker inspect -f '{{.State.Pid}}' "$database")"
+postmaster() { dc exec -T timescaledb /bin/sh -c "kill -$1 \$(head -n 1 \"\$PGDATA\"/postmaster.pid)"; }
+postmaster STOP
 eventually "Redis is unhealthy with a wrong password" 90 is redis unhealthy
 eventually "PostgreSQL is unhealthy while it takes no connection" 120 is timescaledb unhealthy
 eventually "so is the worker" 60 is app unhealthy
 echo "$keep" >"$STACK_SECRETS_DIR/redis_metrics"
-kill -s CONT "$(docker inspect -f '{{.State.Pid}}' "$database")"
+postmaster CONT
 for service in redis timescaledb app; do eventually "$service is healthy again" 60 is "$service" healthy; done
 network=${project}_stores
 wrong=$(docker run --rm --network "$network" -e AEGIS_REDIS_URL=redis://aegis-worker:wrong@redis:6379 -e AEGIS_LANES=embeddings \

@@ -40,6 +40,7 @@ dc --profile load --profile prometheus --profile proxy config --format json >"$w
 jq -e '[.services[] | select(.image | test("^aegis-ingest:") | not) | .image | test(":[^:]*[0-9]+[.][0-9]+")] | all' "$work/compose.json" >/dev/null || fail "an image without a version"
 jq -e '[.services | to_entries[] | select(.key != "prometheus" and .key != "chroma-proxy") | .value.ports // [] | length == 0] | all' "$work/compose.json" >/dev/null || fail "a published port"
 jq -e '[.services[].read_only] | all' "$work/compose.json" >/dev/null || fail "a root that can be written"
+jq -e '[.services[].init] | all' "$work/compose.json" >/dev/null || fail "a server that has to bury strangers' children"
 say "docker compose config"
 
 chart=infra/kubernetes/aegis-ingest
