@@ -2,7 +2,9 @@
 # docker-compose.yml as it is, on a real engine, with images that stand in where no registry is (tests/deploy/images):
 #   tests/deploy/compose.sh PATH-OF-AEGIS-INGEST | image:NAME     the program, or an image with it, such as tests/deploy/image.sh leaves
 # Without an engine it says so and ends with status 77. Leaves nothing running and no volume behind; KEEP=1 keeps all for a look.
+# shellcheck disable=SC2015 # `ok` does not fail
 set -euo pipefail
+self=$(readlink -f "$0")
 here=$(dirname "$(readlink -f "$0")")
 cd "$here/../.."
 aegis=${1:-target/debug/aegis-ingest}
@@ -37,6 +39,7 @@ trap 'exit 130' INT TERM
 began=$SECONDS passed=0
 ok() { passed=$((passed + 1)); printf '  ok  %4d s  %s\n' $((SECONDS - began)) "$1"; }
 fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
+missed() { fail "line ${BASH_LINENO[0]}: $(sed -n "${BASH_LINENO[0]}s/^ *//p" "$self")"; }
 eventually() { # WHAT SECONDS COMMAND…
   local what=$1 until=$((SECONDS + $2))
   shift 2
@@ -79,7 +82,7 @@ unchanged() { [[ $(stored) == "$before" ]]; }
 "$here/images/build.sh" "$aegis"
 infra/secrets/generate "$STACK_SECRETS_DIR"
 echo "Up"
-up && ok "up -d --wait ends with all services healthy"
+up && ok "up -d --wait ends with all services healthy" || missed
 for container in $(dc ps -q); do
   docker inspect "$container" | jq -e '.[0] | .HostConfig.ReadonlyRootfs and (.HostConfig.CapDrop == ["ALL"]) and (.HostConfig.CapAdd == null)
     and (.Config.User | test("^[1-9]")) and (.HostConfig.PortBindings | length == 0) and .HostConfig.Memory > 0 and .HostConfig.PidsLimit > 0
@@ -87,8 +90,8 @@ for container in $(dc ps -q); do
     fail "$(docker inspect -f '{{.Name}}' "$container") is less confined than it should be"
 done
 ok "each runs read-only, without capabilities, as a user of its own, within limits, and publishes nothing"
-quiet app check && ok "the worker reaches all three, SELECT 1 included"
-kept && ok "and its user sets and gets what it keeps in Redis"
+eventually "the worker reaches all three, SELECT 1 included" 60 app check
+kept && ok "and its user sets and gets what it keeps in Redis" || missed
 if dc exec -T app /bin/sh -c true >/dev/null 2>&1; then fail "the app's image has a shell"; fi
 ok "and there is no shell beside it"
 
@@ -99,37 +102,37 @@ if dc logs timescaledb 2>&1 | grep -F 'was terminated by signal'; then fail "Pos
 ok "PostgreSQL outlives what a health check leaves behind"
 
 echo "Traffic"
-produce --count 3000 && ok "produce writes with the producer's user"
+produce --count 3000 && ok "produce writes with the producer's user" || missed
 eventually "all of it is in TimescaleDB and Chroma" 90 settled
-[[ $(hashes) -gt 0 ]] && ok "and sessions are in Redis, written and read back by the worker's user"
-up --scale app=3 && ok "--scale app=3"
+[[ $(hashes) -gt 0 ]] && ok "and sessions are in Redis, written and read back by the worker's user" || missed
+up --scale app=3 && ok "--scale app=3" || missed
 produce --count 9000 --rate 3000 # long enough for each to get a share
 eventually "all of it is there" 90 settled
 mapfile -t apps < <(dc ps -q app)
 read_by() { curl -fsS -m 5 -H "X-API-Key: $(secret scrape_key)" "http://$(address "$1"):9464/metrics" | awk '/^aegis_entries_read_total/ {n += $2} END {print n}'; }
 for container in "${apps[@]}"; do [[ $(read_by "$container") -gt 0 ]] || fail "$container read nothing"; done
 ok "three workers share it"
-[[ $(curl -s -m 5 -o /dev/null -w '%{http_code}' -H 'X-API-Key: wrong' "http://$(address "${apps[0]}"):9464/metrics") == 401 ]] && ok "a wrong API key gets 401"
+[[ $(curl -s -m 5 -o /dev/null -w '%{http_code}' -H 'X-API-Key: wrong' "http://$(address "${apps[0]}"):9464/metrics") == 401 ]] && ok "a wrong API key gets 401" || missed
 load_goes_on() { [[ $(redis xlen aegis:interactions) -gt $load_from ]]; }
 load_from=$(redis xlen aegis:interactions)
 quiet dc --profile load up -d --no-recreate --scale app=3 load
 eventually "the profile load brings a load" 30 load_goes_on
 quiet dc --profile load rm -sf load
 eventually "which is written as well" 60 settled
-"$here/metrics_exist.sh" "http://$(address "${apps[0]}"):9464/metrics" "$(secret scrape_key)" && ok "the rules' and the dashboard's metrics are exported"
+"$here/metrics_exist.sh" "http://$(address "${apps[0]}"):9464/metrics" "$(secret scrape_key)" && ok "the rules' and the dashboard's metrics are exported" || missed
 
 echo "Prometheus and the proxy"
 quiet dc --profile prometheus --profile proxy up -d --wait --scale app=3
 prom() { curl -fsS -m 5 -G "http://127.0.0.1:$STACK_PROMETHEUS_PORT/api/v1/$1" "${@:2}"; }
 scraped() { [[ $(prom query --data-urlencode 'query=sum(up{job="aegis-ingest"})' | jq -r '.data.result[0].value[1]') == 3 ]]; }
 eventually "Prometheus scrapes three workers with the key" 60 scraped
-[[ $(prom rules | jq '[.data.groups[].rules[] | select(.type == "alerting")] | length') == $(grep -c 'alert:' infra/prometheus/rules.yml) ]] && ok "and has the alerts"
-[[ $(prom rules | jq '[.data.groups[].rules[] | select(.health == "err")] | length') == 0 ]] && ok "none of which fails"
+[[ $(prom rules | jq '[.data.groups[].rules[] | select(.type == "alerting")] | length') == $(grep -c 'alert:' infra/prometheus/rules.yml) ]] && ok "and has the alerts" || missed
+[[ $(prom rules | jq '[.data.groups[].rules[] | select(.health == "err")] | length') == 0 ]] && ok "none of which fails" || missed
 through() { curl -s -m 5 -o /dev/null -w '%{http_code}' "${@:2}" "http://127.0.0.1:$STACK_CHROMA_PROXY_PORT$1"; }
 token=$(secret chroma_token)
-[[ $(through "$chroma" -H "x-chroma-token: $token") == 200 ]] && ok "the proxy lets the token through"
+[[ $(through "$chroma" -H "x-chroma-token: $token") == 200 ]] && ok "the proxy lets the token through" || missed
 for other in '' "x${token}" "${token}x" "${token^^}" '.*'; do [[ $(through "$chroma" -H "x-chroma-token: $other") == 401 ]] || fail "the proxy lets '$other' through"; done
-[[ $(through "$chroma") == 401 ]] && ok "and nothing else"
+[[ $(through "$chroma") == 401 ]] && ok "and nothing else" || missed
 quiet dc --profile prometheus --profile proxy rm -sf prometheus chroma-proxy
 
 echo "Nothing is lost"
@@ -138,7 +141,7 @@ quiet dc stop app
 before=$(groups)
 quiet dc restart redis && up --no-deps redis
 # Redis skips what scripts and group reads wrote when its log is read with too few rights: see infra/redis/users.acl.
-[[ $(groups) == "$before" ]] && ok "Redis knows after a restart what was read and acknowledged"
+[[ $(groups) == "$before" ]] && ok "Redis knows after a restart what was read and acknowledged" || missed
 if dc logs redis 2>&1 | grep -F CRITICAL; then fail "Redis could not read its whole log"; fi
 up --scale app=3
 before=$(stored)
@@ -186,10 +189,10 @@ for service in redis timescaledb app; do eventually "$service is healthy again" 
 network=${project}_stores
 wrong=$(docker run --rm --network "$network" -e AEGIS_REDIS_URL=redis://aegis-worker:wrong@redis:6379 -e AEGIS_LANES=embeddings \
   -e AEGIS_CHROMA_URL=http://chromadb:8000 "aegis-ingest:$STACK_VERSION" run 2>&1) && fail "a worker runs with a wrong password"
-[[ $wrong == *WRONGPASS* || $wrong == *refuses* ]] && ok "a worker with a wrong password ends and says so"
+[[ $wrong == *WRONGPASS* || $wrong == *refuses* ]] && ok "a worker with a wrong password ends and says so" || missed
 # A server on its socket alone, as during initdb, is not healthy.
 if dc exec -T timescaledb /bin/sh -c 'sed "s/127.0.0.1/127.0.0.2 -p 1/" /etc/aegis/healthcheck.sh | sh' >/dev/null 2>&1; then fail "healthy without TCP"; fi
 ok "PostgreSQL's does not pass without TCP"
 quiet dc stop -t 60 app
-[[ $(docker inspect -f '{{.State.ExitCode}}' "${apps[0]}" 2>/dev/null || docker inspect -f '{{.State.ExitCode}}' "$(dc ps -aq app | sed -n 1p)") == 0 ]] && ok "workers drain and end with status 0"
+[[ $(docker inspect -f '{{.State.ExitCode}}' "${apps[0]}" 2>/dev/null || docker inspect -f '{{.State.ExitCode}}' "$(dc ps -aq app | sed -n 1p)") == 0 ]] && ok "workers drain and end with status 0" || missed
 echo "$passed checks passed"

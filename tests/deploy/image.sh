@@ -4,7 +4,9 @@
 # Where no registry is, its base images are stand-ins: Debian 13's packages with this machine's Rust toolchain, and glibc with
 # certificates and nothing to run. The crates come from crates.io, or from this machine's cache. Leaves the image aegis-ingest:built.
 # Without an engine it says so and ends with status 77.
+# shellcheck disable=SC2015 # `ok` does not fail
 set -euo pipefail
+self=$(readlink -f "$0")
 here=$(dirname "$(readlink -f "$0")")
 repo=$(cd "$here/../.." && pwd)
 cd "$repo"
@@ -27,6 +29,7 @@ trap 'exit 130' INT TERM
 began=$SECONDS passed=0
 ok() { passed=$((passed + 1)); printf '  ok  %4d s  %s\n' $((SECONDS - began)) "$1"; }
 fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
+missed() { fail "line ${BASH_LINENO[0]}: $(sed -n "${BASH_LINENO[0]}s/^ *//p" "$self")"; }
 
 # ------------------------------------------------------------------------------------------------------- base images
 mapfile -t bases < <(awk '/^FROM/ {print $2}' Dockerfile)
@@ -143,9 +146,9 @@ assert {"tokio", "rustls", "redis", "tokio-postgres"} <= {name for name, _ in in
 PYTHON
 ok "the list of dependencies is in the program, and is Cargo.lock's"
 confined=(--rm --read-only --cap-drop ALL --security-opt no-new-privileges --network none)
-[[ $(docker run "${confined[@]}" "$image" --version) == aegis-ingest* ]] && ok "it runs read-only and without capabilities"
+[[ $(docker run "${confined[@]}" "$image" --version) == aegis-ingest* ]] && ok "it runs read-only and without capabilities" || missed
 said=$(docker run "${confined[@]}" -e AEGIS_WRITERS=none "$image" 2>&1) && fail "a bad setting is taken"
-[[ $said == *AEGIS_WRITERS* ]] && ok "and refuses a bad setting"
+[[ $said == *AEGIS_WRITERS* ]] && ok "and refuses a bad setting" || missed
 docker run -d --name "$container" --health-interval 1s --health-start-period 1ms --health-retries 2 --read-only --network none "$image" >/dev/null
 for ((i = 0; i < 60; i++)); do
   health=$(docker inspect -f '{{.State.Health.Status}}' "$container")
@@ -155,6 +158,6 @@ done
 [[ $health == unhealthy && $(docker inspect -f '{{.State.Running}}' "$container") == true ]] || fail "without its stores it is $health"
 ok "it waits for its stores, and is not healthy meanwhile"
 docker stop -t 30 "$container" >/dev/null
-[[ $(docker inspect -f '{{.State.ExitCode}}' "$container") == 0 ]] && ok "and ends with status 0 when asked to"
+[[ $(docker inspect -f '{{.State.ExitCode}}' "$container") == 0 ]] && ok "and ends with status 0 when asked to" || missed
 printf '      %s MB\n' "$(($(docker image inspect -f '{{.Size}}' "$image") / 1000000))"
 echo "$passed checks passed"

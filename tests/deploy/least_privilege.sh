@@ -3,7 +3,9 @@
 # whole work, and nothing else; and Prometheus scrapes that worker with its key. Needs infra/local/stack install; leaves nothing behind.
 #   tests/deploy/least_privilege.sh [PATH-OF-AEGIS-INGEST]
 #   tests/deploy/least_privilege.sh --serve [PATH]    stays instead and prints the addresses, for tests that run as these users
+# shellcheck disable=SC2015 # `ok` does not fail
 set -euo pipefail
+self=$(readlink -f "$0")
 repo=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd)
 cd "$repo"
 serve=''
@@ -35,6 +37,7 @@ redis_port=$(free_port) postgres_port=$(free_port) chroma_port=$(free_port) http
 passed=0
 ok() { passed=$((passed + 1)); printf '  ok  %s\n' "$1"; }
 fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
+missed() { fail "line ${BASH_LINENO[0]}: $(sed -n "${BASH_LINENO[0]}s/^ *//p" "$self")"; }
 eventually() { # WHAT COMMAND…: within 30 s
   local what=$1 i
   shift
@@ -93,7 +96,7 @@ eventually "Redis knows the metrics user by the hash of its password" redis metr
 eventually "PostgreSQL answers" admin -d postgres -c 'SELECT 1'
 admin -d postgres -c 'CREATE DATABASE lp'
 admin -d lp -c 'CREATE EXTENSION timescaledb'
-roles && roles && ok "roles.sql runs twice"
+roles && roles && ok "roles.sql runs twice" || missed
 
 # --------------------------------------------------------------------------------------------------------- the work
 export AEGIS_CHROMA_URL=http://127.0.0.1:$chroma_port AEGIS_LOG=warn AEGIS_HTTP_ADDR=127.0.0.1:$http_port
@@ -106,12 +109,12 @@ if AEGIS_REDIS_URL=$(redis_url worker) "$aegis" migrate >/dev/null 2>&1; then fa
 ok "the worker's role may not migrate"
 # A retention, and aggregates, which take their readers from the tables: hence once more when these have some.
 migrate() { AEGIS_DATABASE_URL=$(database_url migrator) AEGIS_RETENTION=365d AEGIS_AGGREGATES=true "$aegis" migrate >/dev/null; }
-migrate && ok "the migrator migrates"
+migrate && ok "the migrator migrates" || missed
 [[ $(admin -d lp -c "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'") == aegis_owner ]] || fail "the owner does not own the tables"
 ok "and what it makes belongs to the owner"
-roles && ok "roles.sql grants on what exists"
+roles && ok "roles.sql grants on what exists" || missed
 admin -d lp -c "INSERT INTO interaction_logs VALUES (now() - interval '400 days', gen_random_uuid(), 'old', 'old'), (now() - interval '300 days', gen_random_uuid(), 'less', 'less')"
-migrate && ok "the migrator comes again"
+migrate && ok "the migrator comes again" || missed
 
 export AEGIS_LANES=interactions,sessions,embeddings,archive
 export AEGIS_REDIS_URL AEGIS_MIGRATE_ON_START=false AEGIS_CLAIM_IDLE=2s AEGIS_API_KEYS_FILE=$outside/secrets/api_keys
@@ -158,7 +161,7 @@ ok "keeps session hashes"
 echo "Metrics"
 curl -fsS -m 5 -H "X-API-Key: $(secret scrape_key)" "http://127.0.0.1:$http_port/metrics" >"$outside/metrics"
 type -P promtool >/dev/null || PATH=$PATH:$("$repo/tests/deploy/tools.sh" debian promtool)/usr/bin
-"$repo/tests/deploy/metrics_exist.sh" "$outside/metrics" && ok "the rules' and the dashboard's metrics are exported, and promtool has nothing to say against them"
+"$repo/tests/deploy/metrics_exist.sh" "$outside/metrics" && ok "the rules' and the dashboard's metrics are exported, and promtool has nothing to say against them" || missed
 for lacking in aegis_stream_lag aegis_events_dead_total aegis_write_duration_seconds_bucket; do
   grep -v "^$lacking" "$outside/metrics" >"$outside/fewer"
   if "$repo/tests/deploy/metrics_exist.sh" "$outside/fewer" >"$outside/said" 2>&1; then fail "metrics_exist.sh does not miss $lacking"; fi
@@ -195,7 +198,7 @@ answered() {
   [[ ! -s $outside/unanswered ]]
 }
 eventually "and has an answer to each of $(wc -l <"$outside/queries") queries of dashboard and rules" answered
-[[ $(curl -fsS -m 5 "http://127.0.0.1:$prometheus_port/api/v1/rules" | jq '[.data.groups[].rules[] | select(.health == "err")] | length') == 0 ]] && ok "and no rule fails"
+[[ $(curl -fsS -m 5 "http://127.0.0.1:$prometheus_port/api/v1/rules" | jq '[.data.groups[].rules[] | select(.health == "err")] | length') == 0 ]] && ok "and no rule fails" || missed
 kill "$prometheus"
 wait "$prometheus" || true
 
@@ -229,23 +232,23 @@ ok "and knows groups, dead letters and session hashes"
 
 echo "An operator with its least"
 operate() { AEGIS_REDIS_URL=$(redis_url operator) "$aegis" "$@"; }
-operate status >/dev/null && ok "status"
-operate dead list >"$outside/dead" && grep -q missing_field "$outside/dead" && ok "dead list"
-operate dead replay --all >/dev/null && is 0 redis operator xlen aegis:interactions:dead && ok "dead replay"
+operate status >/dev/null && ok "status" || missed
+operate dead list >"$outside/dead" && grep -q missing_field "$outside/dead" && ok "dead list" || missed
+operate dead replay --all >/dev/null && is 0 redis operator xlen aegis:interactions:dead && ok "dead replay" || missed
 "$aegis" run >>"$outside/worker.log" 2>&1 &
 worker=$!
 pids+=("$worker")
 eventually "what fails again is set aside again" is 1 redis operator xlen aegis:interactions:dead
 kill -TERM "$worker"
 wait "$worker" || fail "the worker did not leave with status 0"
-AEGIS_DATABASE_URL=$(database_url reader) operate embeddings rebuild --wait 5s >/dev/null && ok "embeddings rebuild, with the reader's role"
+AEGIS_DATABASE_URL=$(database_url reader) operate embeddings rebuild --wait 5s >/dev/null && ok "embeddings rebuild, with the reader's role" || missed
 before=$(sql reader "SELECT md5(string_agg(s::text, ';' ORDER BY session_id)) FROM sessions s")
 admin -d lp -c 'TRUNCATE sessions'
 REDISCLI_AUTH=$(secret redis_worker) "$in_root" redis-cli --no-auth-warning -p "$redis_port" --user aegis-worker hdel aegis:session:s1 \
   user_id status seq started_at updated_at ended_at state status_version state_version >/dev/null
 AEGIS_DATABASE_URL=$(database_url migrator) operate sessions rebuild >/dev/null && is ended hash &&
-  is "$before" sql reader "SELECT md5(string_agg(s::text, ';' ORDER BY session_id)) FROM sessions s" && ok "sessions rebuild"
-operate dead drop --all --yes >/dev/null && is 0 redis operator xlen aegis:interactions:dead && ok "dead drop"
+  is "$before" sql reader "SELECT md5(string_agg(s::text, ';' ORDER BY session_id)) FROM sessions s" && ok "sessions rebuild" || missed
+operate dead drop --all --yes >/dev/null && is 0 redis operator xlen aegis:interactions:dead && ok "dead drop" || missed
 
 # ---------------------------------------------------------------------------------------------------- nothing else
 echo "And nothing else: PostgreSQL"
