@@ -1,4 +1,4 @@
-.PHONY: up down clean test torture flat lint-infra test-privilege test-compose demo bench test-image
+.PHONY: up down clean test torture flat cluster scale lint-infra test-privilege test-compose demo bench test-image
 
 up: ## Install and start Redis, TimescaleDB and Chroma here (STACK=docker: with Docker)
 	@infra/local/stack up
@@ -48,6 +48,18 @@ torture: ## Ten minutes, 200 faults and more, then every event is looked for (AE
 	@cargo test --locked --no-run --test behaviour
 	@AEGIS_BIN=$(CURDIR)/target/release/aegis-ingest AEGIS_TORTURE_SECONDS=$${AEGIS_TORTURE_SECONDS:-540} \
 		cargo test --locked --test behaviour -- --exact --nocapture torture::every_event_survives_the_faults
+
+cluster: ## A million events through a cluster of six, four workers, a primary killed and slots moved (AEGIS_CLUSTER_EVENTS=N)
+	@infra/local/stack install
+	@echo "Building the program as it is released, and the test …"
+	@cargo build --locked --release
+	@cargo test --locked --no-run --test behaviour
+	@AEGIS_BIN=$(CURDIR)/target/release/aegis-ingest AEGIS_CLUSTER_EVENTS=$${AEGIS_CLUSTER_EVENTS:-1000000} \
+		AEGIS_CLUSTER_WORKERS=$${AEGIS_CLUSTER_WORKERS:-4} cargo test --locked --test behaviour -- --exact --nocapture \
+		past_one_machine::cluster::every_event_survives_a_failed_primary_and_moving_slots
+
+scale: ## What an event costs through 1, 2, 4 and 8 partitions (QUICK=1: in short)
+	@cargo bench --locked --bench end_to_end -- $(if $(QUICK),--quick) --filter partitions
 
 demo: ## All of it in one go: servers, build, 200,000 events, what became of them (KEEP=1: leave it running)
 	@infra/local/demo

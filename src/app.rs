@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::session_store::SessionStore;
@@ -17,10 +18,10 @@ use crate::chroma::{Client, Vectors};
 use crate::config::{Config, Lane as LaneName};
 use crate::http;
 use crate::lane::{Bug, Lane, LaneSettings};
-use crate::lifecycle::{Ending, Fatal, Leaving, Signals, Tasks};
+use crate::lifecycle::{self, Ending, Fatal, Leaving, Signals, Tasks};
 use crate::redis::inspect::Losses;
 use crate::redis::sessions::SessionHashes;
-use crate::redis::{GroupReader, InHand, ReaderSettings, Redis, Settler, SettlerSettings};
+use crate::redis::{GroupReader, InHand, ReaderSettings, Redis, Room, Settler, SettlerSettings};
 use crate::seam::{Answer, Destination, Pauses};
 use crate::telemetry::health::{Component, Health, Outage};
 use crate::telemetry::metric::{LaneMetrics, Recorder, UPKEEP_PERIOD};
@@ -66,9 +67,9 @@ pub async fn run(config: Config) -> anyhow::Result<Ending> {
         tracing::warn!("{unknown}");
     }
     let partitions = usize::from(config.streams.partitions);
-    // One connection a writer, and one for probes.
-    let connections =
-        config.lanes.iter().filter(|lane| lane.needs_database()).count() * config.batch.writers_max * partitions.min(4) + 1;
+    // One connection a writer of a lane, however many streams share them, and one for probes.
+    let connections = config.lanes.iter().filter(|lane| lane.needs_database()).count() * config.batch.writers_max + 1;
+    lifecycle::allow_open_files(config.lanes.len() * partitions + OPEN_FILES)?;
     let recorder = Recorder::new();
     let parts = Arc::new(Parts {
         redis: Redis::new(&config.redis)?,
@@ -118,11 +119,13 @@ pub async fn run(config: Config) -> anyhow::Result<Ending> {
     });
     for lane in &config.lanes {
         let metrics = Arc::new(parts.recorder.lane(*lane));
+        let shared = Arc::new(LaneShared::new(config));
         let losses: Vec<Arc<Losses>> = (0..partitions).map(|_| Arc::default()).collect();
         watch::spawn_streams(&parts, *lane, &metrics, &losses, &mut tasks);
         trimming::spawn(&parts, *lane, &metrics, &mut tasks);
         for (partition, losses) in (0..).zip(losses) {
-            let lane = LanePart { parts: Arc::clone(&parts), lane: *lane, partition, metrics: Arc::clone(&metrics), losses };
+            let (metrics, shared) = (Arc::clone(&metrics), Arc::clone(&shared));
+            let lane = LanePart { parts: Arc::clone(&parts), lane: *lane, partition, metrics, losses, shared };
             tasks.spawn(lane.lane.name(), lane.run());
         }
     }
@@ -204,6 +207,26 @@ async fn find_schema(config: &crate::config::Database, lanes: &[LaneName]) -> Re
     Err(DatabaseError::Schema(format!("missing tables: {}", found.missing.join(", "))))
 }
 
+/// Open files beside the readers' connections: pools, endpoints, logs, and some to spare.
+const OPEN_FILES: usize = 256;
+/// Batches of a lane that are held beside those being written: settling, gathering, being read.
+const BATCHES_BESIDE: usize = 3;
+/// Bytes that a read brings at least, when many streams share what a lane may hold.
+const READ_BYTES_MIN: usize = 64 * 1024;
+
+/// What the streams of one lane share, so that many partitions take no more of a store and of memory than one.
+struct LaneShared {
+    writers: OnceLock<Arc<Semaphore>>,
+    room: Room,
+}
+
+impl LaneShared {
+    fn new(config: &Config) -> Self {
+        let room = (config.batch.writers_max + BATCHES_BESIDE).saturating_mul(config.batch.bytes_max);
+        Self { writers: OnceLock::new(), room: Room::new(room) }
+    }
+}
+
 /// One stream of one lane.
 struct LanePart {
     parts: Arc<Parts>,
@@ -211,6 +234,7 @@ struct LanePart {
     partition: u16,
     metrics: Arc<LaneMetrics>,
     losses: Arc<Losses>,
+    shared: Arc<LaneShared>,
 }
 
 impl LanePart {
@@ -247,7 +271,7 @@ impl LanePart {
             events = retention::within(*kept, events);
         }
         let stream_outage = Outage::new(&self.metrics, Component::Redis);
-        let in_hand = InHand::default();
+        let in_hand = InHand::within(self.shared.room.clone());
         let settler = SettlerSettings {
             key: key.clone(),
             forward_key: config.streams.key(LaneName::Embeddings, self.partition),
@@ -262,8 +286,10 @@ impl LanePart {
             deliveries_max: config.delivery.deliveries_max,
             entry_bytes_max: config.events.entry_bytes_max,
             entries_max: destination.rows_max(),
-            bytes_max: config.batch.bytes_max,
             retain: config.delivery.retain,
+            // A reply that nobody reads yet takes memory of Redis.
+            bytes_max: (config.batch.bytes_max / usize::from(config.streams.partitions))
+                .max(READ_BYTES_MIN.min(config.batch.bytes_max)),
         };
         let source = GroupReader::new(
             redis.clone(),
@@ -274,6 +300,7 @@ impl LanePart {
             Arc::clone(&self.metrics),
             stream_outage.clone(),
         );
+        let writers = self.shared.writers.get_or_init(|| Arc::new(Semaphore::new(destination.writers_max())));
         let lane = Lane {
             source,
             destination: Arc::new(destination),
@@ -283,6 +310,7 @@ impl LanePart {
                 batch: config.batch,
                 events,
                 judged_elsewhere,
+                writers: Arc::clone(writers),
                 metrics: Arc::clone(&self.metrics),
                 destination_outage: Outage::new(&self.metrics, Component::store_of(self.lane)),
                 stream_outage,

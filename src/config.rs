@@ -14,12 +14,15 @@ use std::time::Duration;
 use crate::tls::{self, Tls, Unfit};
 
 mod parse;
+mod redis_address;
 mod settings;
 pub use parse::duration;
 use parse::{
-    DAY_MS, api_keys, boolean, consumer, database_url, duration_or_never, http_url, integer, lanes, log_filter, name, redis_url,
-    space, token,
+    DAY_MS, api_keys, boolean, consumer, database_url, duration_or_never, http_url, integer, lanes, log_filter, name, space,
+    token,
 };
+pub use redis_address::RedisAddress;
+use redis_address::redis_address;
 pub use settings::{SETTINGS, Setting};
 
 /// Where interactions, session updates and vectors come in.
@@ -217,8 +220,8 @@ pub struct SessionTtl {
 /// Redis: where, and how long to wait for an answer.
 #[derive(Clone, Debug)]
 pub struct Redis {
-    /// Address with credentials.
-    pub url: Secret,
+    /// Where it is, with credentials.
+    pub address: RedisAddress,
     /// Whom to trust and who we are, with `rediss://`.
     pub tls: Tls,
     /// Deadline of a connection attempt and of any answer that is not a blocking read.
@@ -475,7 +478,7 @@ impl Config {
                 partitions: given.parse("AEGIS_PARTITIONS", |text| integer(text, 1, 1024))? as u16,
             },
             redis: Redis {
-                url: given.parse("AEGIS_REDIS_URL", redis_url)?,
+                address: given.parse("AEGIS_REDIS_URL", redis_address)?,
                 tls: tls.clone(),
                 timeout: given.parse("AEGIS_REDIS_TIMEOUT", |text| duration(text, 100, 300_000))?,
             },
@@ -536,6 +539,15 @@ impl Config {
             },
             unknown: given.unknown(),
         };
+        if config.redis.address.is_cluster() && config.streams.partitions == 1 {
+            return Err(Bad {
+                variable: "AEGIS_PARTITIONS".to_owned(),
+                was: "1".to_owned(),
+                wanted: "expected a whole number from 2 to 1024 with a Redis Cluster: without a hash tag a stream and its dead \
+                         letters stand on different nodes"
+                    .to_owned(),
+            });
+        }
         Ok(config)
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +61,8 @@ pub struct LaneSettings {
     pub batch: BatchLimits,
     /// What an event may be.
     pub events: EventLimits,
+    /// Permits to write: the streams of one lane share them, so that partitions cost the destination nothing.
+    pub writers: Arc<Semaphore>,
     /// Counters of this lane.
     pub metrics: Arc<LaneMetrics>,
     /// Another lane reads the same stream and sets aside what cannot be read in it: this one acknowledges such events without a
@@ -299,8 +301,11 @@ impl<D: Destination, T: Settle> Shared<D, T> {
             if batch.rows.is_empty() {
                 return Ok(Written::default());
             }
+            // First come, first served: no stream waits for ever. Pauses of an outage are not spent holding it.
+            let permit = self.settings.writers.acquire().await.map_err(|closed| Bug(closed.to_string()))?;
             let began = Instant::now();
             let result = self.destination.write(&mut batch.rows).await;
+            drop(permit);
             self.settings.metrics.write_duration.record(began.elapsed().as_secs_f64());
             match result {
                 Ok(written) => {

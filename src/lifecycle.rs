@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -127,6 +128,28 @@ fn fault(ended: Result<(&'static str, Result<(), Fatal>), tokio::task::JoinError
             Ending::Bug
         }
     }
+}
+
+/// Raises the soft limit of open files to `needed`: each stream has a connection of its own.
+///
+/// # Errors
+/// The hard limit forbids it; in words.
+pub fn allow_open_files(needed: usize) -> anyhow::Result<()> {
+    let needed = needed as u64;
+    let limit = getrlimit(Resource::Nofile);
+    // `None` is no limit.
+    if limit.current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    let raised = limit.maximum.is_none_or(|maximum| maximum >= needed)
+        && setrlimit(Resource::Nofile, Rlimit { current: Some(needed), ..limit }).is_ok();
+    anyhow::ensure!(
+        raised,
+        "AEGIS_PARTITIONS: {needed} files and connections are needed at the same time, and the limit is {}: raise it (ulimit -n, \
+         LimitNOFILE), or let this worker serve fewer lanes (AEGIS_LANES)",
+        limit.maximum.unwrap_or_default()
+    );
+    Ok(())
 }
 
 /// The signals that the program heeds.

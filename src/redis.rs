@@ -2,7 +2,7 @@
 //!
 //! Two kinds of connection. What blocks or brings entries in bulk goes over a connection of its own ([`wire`]), whose replies
 //! are cut up in place: the general client spends 0.8 µs on an entry, more than all the rest of the worker does. Everything
-//! else goes over pooled connections of the `redis` crate.
+//! else goes over pooled connections of the `redis` crate. Which server a key is on, [`topology`] alone knows.
 
 pub mod dead;
 mod error;
@@ -13,30 +13,29 @@ mod reply;
 pub mod session_rebuild;
 pub mod sessions;
 mod settle;
+mod topology;
 pub mod trim;
 mod wire;
 
 pub use error::RedisError;
 pub use group::{GroupReader, ReaderSettings};
-pub use hold::{Hold, InHand};
+pub use hold::{Hold, InHand, Room};
 pub use settle::{Settler, SettlerSettings, remove_gone_consumers};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, ConnectionAddr, IntoConnectionInfo};
 
+pub use self::topology::Place;
+use self::topology::Topology;
 use crate::config;
 
-/// Connections kept for everything that does not block. They are multiplexed, so a few serve all lanes.
-const POOL_SIZE: usize = 4;
-
-/// One Redis server: where it is, and pooled connections to it. Cheap to clone.
+/// The servers of one installation, and pooled connections to them. Cheap to clone.
 #[derive(Clone)]
 pub struct Redis {
-    info: wire::Server,
+    topology: Arc<Topology>,
     timeout: Duration,
-    pool: deadpool_redis::Pool,
 }
 
 impl Redis {
@@ -45,70 +44,104 @@ impl Redis {
     /// # Errors
     /// The address is unusable.
     pub fn new(config: &config::Redis) -> Result<Self, RedisError> {
-        let info = config.url.expose().into_connection_info().map_err(|error| RedisError::from(&error))?;
-        // Without it a pipeline of small commands waits for the peer's delayed acknowledgement.
-        let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let mut info = info.set_tcp_settings(tcp);
-        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
-            let client =
-                ::redis::Client::build_with_tls(info, config.tls.for_redis()).map_err(|error| RedisError::from(&error))?;
-            info = client.get_connection_info().clone();
-        }
-        let connection =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(config.timeout)).set_response_timeout(Some(config.timeout));
-        let manager =
-            deadpool_redis::Manager::new_with_config(info.clone(), connection).map_err(|error| RedisError::from(&error))?;
-        let pool = deadpool_redis::Pool::builder(manager)
-            .max_size(POOL_SIZE)
-            .wait_timeout(Some(config.timeout))
-            .create_timeout(Some(config.timeout))
-            .recycle_timeout(Some(config.timeout))
-            .runtime(deadpool_redis::Runtime::Tokio1)
-            .build()
-            .map_err(|error| RedisError::Unexpected(error.to_string()))?;
-        Ok(Self { info: wire::Server::new(info, &config.tls), timeout: config.timeout, pool })
+        Ok(Self { topology: Arc::new(Topology::new(config)?), timeout: config.timeout })
     }
 
-    /// A pooled connection; its answers have the configured deadline.
+    /// The server that serves a key now. An error of its answers goes to [`Redis::doubt`].
     ///
     /// # Errors
-    /// None could be had in time.
-    pub async fn connection(&self) -> Result<deadpool_redis::Connection, RedisError> {
-        self.pool.get().await.map_err(|error| match error {
-            deadpool_redis::PoolError::Backend(error) => RedisError::from(&error),
-            deadpool_redis::PoolError::Timeout(_) => RedisError::Unreachable("no connection within the timeout".to_owned()),
-            deadpool_redis::PoolError::Closed
-            | deadpool_redis::PoolError::NoRuntimeSpecified
-            | deadpool_redis::PoolError::PostCreateHook(_) => RedisError::Unexpected(error.to_string()),
-        })
+    /// Nobody could be asked, or no server serves it now.
+    pub async fn serving(&self, key: &str) -> Result<Place, RedisError> {
+        self.topology.serving(key).await
+    }
+
+    /// Takes note of an error that may mean that another server serves the keys of this one now.
+    pub fn doubt(&self, place: &Place, error: &RedisError) {
+        self.topology.doubt(place, error);
     }
 
     /// A connection that nobody shares, with its own deadline for answers; for commands that take long.
     ///
     /// # Errors
     /// The server is away or refuses.
-    pub async fn own_connection(&self, answer_timeout: Duration) -> Result<MultiplexedConnection, RedisError> {
-        let client = ::redis::Client::open(self.info.address.clone()).map_err(|error| RedisError::from(&error))?;
-        let connection =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(self.timeout)).set_response_timeout(Some(answer_timeout));
-        client.get_multiplexed_async_connection_with_config(&connection).await.map_err(|error| RedisError::from(&error))
+    pub async fn own_connection(&self, place: &Place, answer_timeout: Duration) -> Result<MultiplexedConnection, RedisError> {
+        self.topology.own_connection(&place.node, answer_timeout).await
     }
 
-    /// Asks for a sign of life.
+    /// Sorts items by the server of their key. One pipeline goes to one server.
     ///
     /// # Errors
-    /// The server is away or refuses.
+    /// Nobody could be asked, or no server serves one of the keys now.
+    async fn by_server<'a, T>(&self, items: &'a [T], key: impl Fn(&T) -> String) -> Result<Vec<(Place, Vec<&'a T>)>, RedisError> {
+        let mut parts: Vec<(Place, Vec<&T>)> = Vec::new();
+        if let ([first, ..], false) = (items, self.topology.is_cluster()) {
+            return Ok(vec![(self.serving(&key(first)).await?, items.iter().collect())]);
+        }
+        for item in items {
+            let place = self.serving(&key(item)).await?;
+            match parts.iter_mut().find(|(known, _)| known.is(&place)) {
+                Some((_, items)) => items.push(item),
+                None => parts.push((place, vec![item])),
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Asks every server that serves keys for a sign of life.
+    ///
+    /// # Errors
+    /// One of them is away or refuses.
     pub async fn ping(&self) -> Result<(), RedisError> {
-        let mut connection = self.connection().await?;
-        ::redis::cmd("PING").exec_async(&mut connection).await.map_err(|error| RedisError::from(&error))
+        self.each(&::redis::cmd("PING")).await.map(|_: Vec<(String, ::redis::Value)>| ())
+    }
+
+    /// Asks every server that serves keys the same; each answer comes with the server's name.
+    ///
+    /// # Errors
+    /// One of them is away or refuses.
+    async fn each<T: ::redis::FromRedisValue>(&self, command: &::redis::Cmd) -> Result<Vec<(String, T)>, RedisError> {
+        let map = self.topology.map().await?;
+        let answers = map.nodes.iter().map(async |node| Ok((node.name.clone(), node.query(command).await?)));
+        let answers = futures_util::future::try_join_all(answers).await;
+        if let Err(error) = &answers {
+            self.topology.forget(&map, error);
+        }
+        answers
     }
 }
 
-/// Runs one command on a pooled connection.
+/// Runs one command of this key's server.
 ///
 /// # Errors
 /// The server is away or refuses.
-pub async fn query<T: ::redis::FromRedisValue>(redis: &Redis, command: &::redis::Cmd) -> Result<T, RedisError> {
-    let mut connection = redis.connection().await?;
-    command.query_async(&mut connection).await.map_err(|error| RedisError::from(&error))
+pub async fn query<T: ::redis::FromRedisValue>(redis: &Redis, key: &str, command: &::redis::Cmd) -> Result<T, RedisError> {
+    let mut place = redis.serving(key).await?;
+    let mut answer = place.node.query(command).await;
+    if let Err(error @ RedisError::Moved(_)) = &answer {
+        // It was not run. The map that is asked for now knows where to; when not, it is an outage.
+        redis.doubt(&place, error);
+        place = redis.serving(key).await?;
+        answer = place.node.query(command).await;
+    }
+    if let Err(error) = &answer {
+        redis.doubt(&place, error);
+    }
+    answer
+}
+
+/// Runs a pipeline of commands of this key's server; all their keys stand in one slot.
+///
+/// # Errors
+/// The server is away or refuses; some commands may have run.
+pub async fn pipeline<T: ::redis::FromRedisValue>(
+    redis: &Redis,
+    key: &str,
+    commands: &::redis::Pipeline,
+) -> Result<T, RedisError> {
+    let place = redis.serving(key).await?;
+    let answer = place.node.pipeline(commands).await;
+    if let Err(error) = &answer {
+        redis.doubt(&place, error);
+    }
+    answer
 }

@@ -30,7 +30,7 @@ use stage::{Size, Stage};
 /// A row: its name, and what measures it.
 type Measure = (&'static str, fn(&Stage) -> Result<Row>);
 
-const ROWS: [Measure; 11] = [
+const ROWS: [Measure; 12] = [
     ("drain-1", rows::drain_one_by_one),
     ("drain-50", rows::drain_by_fifties),
     ("latency-1000", rows::latency_calm),
@@ -39,6 +39,7 @@ const ROWS: [Measure; 11] = [
     ("sessions", rows::sessions),
     ("embeddings", rows::embeddings),
     ("replicas", rows::replicas),
+    ("partitions", rows::partitions),
     ("idle", rows::idle),
     ("memory", rows::memory),
     ("big-table", rows::big_table),

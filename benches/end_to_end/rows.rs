@@ -8,7 +8,7 @@ mod scale;
 pub use backfill::backfill;
 pub use drains::{drain_by_fifties, drain_one_by_one};
 pub use lanes::{embeddings, idle, latency_busy, latency_calm, sessions};
-pub use scale::{big_table, memory, replicas};
+pub use scale::{big_table, memory, partitions, replicas};
 
 use anyhow::{Result, ensure};
 

@@ -157,24 +157,35 @@ impl Stage {
     }
 
     /// Watches a group from its first read until every entry is acknowledged; calls `each` now and then.
-    pub fn watch(&self, stream: &str, group: &str, further: &[(&'static str, u32)], mut each: impl FnMut()) -> Result<Drained> {
+    pub fn watch(&self, stream: &str, group: &str, further: &[(&'static str, u32)], each: impl FnMut()) -> Result<Drained> {
+        self.watch_all(&[stream.to_owned()], group, further, each)
+    }
+
+    /// The same for several streams: from the first read of any until every entry of all is acknowledged.
+    pub fn watch_all(
+        &self,
+        streams: &[String],
+        group: &str,
+        further: &[(&'static str, u32)],
+        mut each: impl FnMut(),
+    ) -> Result<Drained> {
         let mut redis = self.redis()?;
-        let last = last_id(&mut redis, stream)?;
+        let last = streams.iter().map(|stream| last_id(&mut redis, stream)).collect::<Result<Vec<_>>>()?;
         let watched = self.watched(further);
         let asked = Instant::now();
-        while progress(&mut redis, stream, group)?.is_none_or(|group| group.last == "0-0") {
-            ensure!(asked.elapsed() < RUN_MAX, "{group} does not read {stream}");
+        let mut is_read =
+            |stream: &String| Ok::<_, anyhow::Error>(progress(&mut redis, stream, group)?.is_some_and(|it| it.last != "0-0"));
+        while !streams.iter().map(&mut is_read).collect::<Result<Vec<_>>>()?.contains(&true) {
+            ensure!(asked.elapsed() < RUN_MAX, "{group} does not read {streams:?}");
             pause_ms(1);
         }
         let (began, before) = (Instant::now(), watched.snapshot());
-        loop {
-            let done = progress(&mut redis, stream, group)?.is_some_and(|group| group.pending == 0 && group.last == last);
-            if done {
-                break;
+        for (stream, last) in streams.iter().zip(last) {
+            while progress(&mut redis, stream, group)?.is_none_or(|group| group.pending > 0 || group.last != last) {
+                ensure!(began.elapsed() < RUN_MAX, "{group} does not get to the end of {stream}");
+                each();
+                pause_ms(3);
             }
-            ensure!(began.elapsed() < RUN_MAX, "{group} does not get to the end of {stream}");
-            each();
-            pause_ms(3);
         }
         Ok(Drained { seconds: began.elapsed().as_secs_f64(), used: before.until(&watched.snapshot()) })
     }

@@ -31,9 +31,15 @@ pub struct Worker {
 impl Worker {
     /// Starts it; it reads as soon as it is up.
     pub fn start(stage: &Stage, database: &str) -> Result<Self> {
+        Self::start_with(stage, database, &[])
+    }
+
+    /// The same with further settings.
+    pub fn start_with(stage: &Stage, database: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let port = free_port()?;
         let log = std::fs::File::create(stage.folder.path().join("worker.log"))?;
         let mut command = command(stage, database, &["run"]);
+        command.envs(settings.iter().copied());
         command.env("AEGIS_HTTP_ADDR", format!("127.0.0.1:{port}")).stdout(log.try_clone()?).stderr(log);
         Ok(Self { child: command.spawn().context(PROGRAM)?, port })
     }

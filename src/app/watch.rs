@@ -56,12 +56,13 @@ pub(super) fn spawn(parts: &Arc<Parts>, tasks: &mut Tasks) {
         let memory = parts.recorder.redis_memory();
         let mut tick = tokio::time::interval(STREAMS_PERIOD * 5);
         while parts.leaving.stop.run_until_cancelled(tick.tick()).await.is_some() {
-            match inspect::server(&parts.redis).await {
-                Ok(server) => {
+            // Of several servers the one that is nearest to its limit: it is the first to refuse producers.
+            match inspect::servers(&parts.redis).await.as_deref().map(inspect::fullest) {
+                Ok(Some(server)) => {
                     memory.used_bytes.set(server.memory_used as f64);
                     memory.limit_bytes.set(server.memory_max as f64);
                 }
-                Err(_) => memory.set_unknown(),
+                Ok(None) | Err(_) => memory.set_unknown(),
             }
         }
         Ok(())
@@ -86,6 +87,9 @@ async fn probe<E: std::fmt::Display>(
     }
 }
 
+/// Beyond a hundred streams a lane, looking at them all takes longer instead of costing more.
+const STREAM_TIME_MIN: Duration = Duration::from_millis(20);
+
 /// Starts looking at the streams of a lane.
 pub(super) fn spawn_streams(
     parts: &Arc<Parts>,
@@ -98,7 +102,7 @@ pub(super) fn spawn_streams(
     tasks.spawn("streams", async move {
         let streams = parts.config.streams.of(lane);
         let keys = streams.keys(lane);
-        let mut tick = tokio::time::interval(STREAMS_PERIOD);
+        let mut tick = tokio::time::interval(STREAMS_PERIOD.max(STREAM_TIME_MIN * keys.len() as u32));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while parts.leaving.stop.run_until_cancelled(tick.tick()).await.is_some() {
             match look(&parts, &streams, &keys, &losses, &metrics).await {

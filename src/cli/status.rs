@@ -44,7 +44,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 /// Everything that one look brings.
 struct Look {
-    server: ServerInfo,
+    servers: Vec<ServerInfo>,
     streams: Vec<(Lane, StreamInfo, Vec<Hold>)>,
     /// Groups of the workers.
     groups: Vec<String>,
@@ -99,7 +99,7 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<ExitCode
 }
 
 async fn look(redis: &Redis, config: &Config) -> Result<Look, RedisError> {
-    let server = inspect::server(redis).await?;
+    let servers = inspect::servers(redis).await?;
     let keys = config.lanes.iter().flat_map(|lane| {
         let streams = config.streams.of(*lane);
         streams.keys(*lane).into_iter().map(move |key| (*lane, streams.clone(), key))
@@ -118,7 +118,7 @@ async fn look(redis: &Redis, config: &Config) -> Result<Look, RedisError> {
         .await?;
     let groups = config.lanes.iter().map(|lane| config.streams.of(*lane).group).collect();
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    Ok(Look { server, streams, groups, now_ms })
+    Ok(Look { servers, streams, groups, now_ms })
 }
 
 fn render(look: &Look, args: &Args, style: Style) -> String {
@@ -175,7 +175,10 @@ fn render(look: &Look, args: &Args, style: Style) -> String {
     for note in notes {
         let _ = writeln!(text, "{}", style.paint(Paint::Yellow, &clean(&note)));
     }
-    let _ = writeln!(text, "{}", clean(&server_line(&look.server)));
+    for server in &look.servers {
+        let name = if look.servers.len() > 1 { format!("{}: ", server.name) } else { String::new() };
+        let _ = writeln!(text, "{}", clean(&format!("{name}{}", server_line(server))));
+    }
     text
 }
 
@@ -234,17 +237,25 @@ fn json(look: &Look) -> serde_json::Value {
             })
         })
         .collect();
-    let server = &look.server;
+    let servers: Vec<_> = (look.servers.iter())
+        .map(|server| {
+            serde_json::json!({
+                "address": server.name,
+                "version": server.version,
+                "mode": server.mode,
+                "memory_used_bytes": server.memory_used,
+                "memory_limit_bytes": (server.memory_max > 0).then_some(server.memory_max),
+                "eviction": server.eviction,
+                "append_only": server.append_only,
+            })
+        })
+        .collect();
+    // `redis`: the one, of several the fullest.
+    let fullest = inspect::fullest(&look.servers).and_then(|full| look.servers.iter().position(|server| server == full));
     serde_json::json!({
         "at_ms": look.now_ms,
-        "redis": {
-            "version": server.version,
-            "mode": server.mode,
-            "memory_used_bytes": server.memory_used,
-            "memory_limit_bytes": (server.memory_max > 0).then_some(server.memory_max),
-            "eviction": server.eviction,
-            "append_only": server.append_only,
-        },
+        "redis": fullest.map(|at| &servers[at]),
+        "servers": servers,
         "streams": streams,
     })
 }
@@ -275,7 +286,12 @@ mod tests {
         let holds = vec![hold("aegis", None), hold("analytics", Some("c1"))];
         let server =
             ServerInfo { version: "8.0.2".to_owned(), memory_used: 1 << 20, memory_max: 4 << 20, ..ServerInfo::default() };
-        Look { server, streams: vec![(Lane::Sessions, info, holds)], groups: vec!["aegis".to_owned()], now_ms: 62_000 }
+        Look {
+            servers: vec![server],
+            streams: vec![(Lane::Sessions, info, holds)],
+            groups: vec!["aegis".to_owned()],
+            now_ms: 62_000,
+        }
     }
 
     #[test]

@@ -79,18 +79,6 @@ pub(super) fn consumer(text: &str) -> Result<String, String> {
     name(text, " \t\r\n")
 }
 
-pub(super) fn redis_url(text: &str) -> Result<Secret, String> {
-    const WANTED: &str = "an address such as redis://user:password@127.0.0.1:6379/0, or rediss:// for TLS";
-    if text.ends_with("#insecure") {
-        return Err("no #insecure: a server with a certificate of its own making is trusted by AEGIS_TLS_CA_FILE".to_owned());
-    }
-    let scheme = text.starts_with("redis://") || text.starts_with("rediss://");
-    if !scheme || redis::IntoConnectionInfo::into_connection_info(text).is_err() {
-        return Err(WANTED.to_owned());
-    }
-    Ok(Secret(text.to_owned()))
-}
-
 pub(super) fn database_url(text: &str, tls: &Tls) -> Result<(Secret, tls::postgres::Connector), String> {
     const WANTED: &str = "an address such as postgres://user:password@127.0.0.1:5432/aegis";
     let scheme = text.starts_with("postgres://") || text.starts_with("postgresql://");

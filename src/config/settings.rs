@@ -28,7 +28,7 @@ pub const SETTINGS: &[Setting] = &[
         name: "AEGIS_REDIS_URL",
         default: Some("redis://127.0.0.1:6379"),
         secret: true,
-        help: "Redis with the streams; rediss:// for TLS, user and password in the address",
+        help: "Redis with the streams, user and password in the address; redis+cluster://n1:p1,n2:p2 for a cluster, redis+sentinel://s1:p1,s2:p2/NAME behind sentinels, rediss for TLS",
         why: "",
     },
     Setting {

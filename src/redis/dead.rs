@@ -190,7 +190,7 @@ impl Pages {
         let mut eval = ::redis::cmd("EVAL");
         eval.arg(PAGE).arg(1).arg(&self.dead_key).arg(&self.from).arg(&self.to).arg(command);
         eval.arg(PAGE_MAX).arg(PAGE_BYTES).arg(whole);
-        let page: Vec<(String, u64, Vec<Vec<u8>>)> = query(&self.redis, &eval).await?;
+        let page: Vec<(String, u64, Vec<Vec<u8>>)> = query(&self.redis, &self.dead_key, &eval).await?;
         if let Some((last, ..)) = page.last() {
             self.from = format!("({last}");
         }
@@ -208,7 +208,7 @@ pub async fn newest(redis: &Redis, stream: &str) -> Result<Option<EntryId>, Redi
     let mut eval = ::redis::cmd("EVAL");
     eval.arg(PAGE).arg(1).arg(Streams::dead(stream)).arg(everything.until.to_string()).arg(everything.from.to_string());
     eval.arg("XREVRANGE").arg(1).arg(PAGE_BYTES).arg(0);
-    let page: Vec<(String, ::redis::Value, ::redis::Value)> = query(redis, &eval).await?;
+    let page: Vec<(String, ::redis::Value, ::redis::Value)> = query(redis, stream, &eval).await?;
     Ok(page.first().and_then(|(id, ..)| id.parse().ok()))
 }
 
@@ -257,9 +257,7 @@ pub async fn replay(redis: &Redis, stream: &str, letters: &[Letter], outcome: &m
         if pipeline.is_empty() {
             continue;
         }
-        let mut connection = redis.connection().await?;
-        let answers: Vec<::redis::RedisResult<u64>> =
-            pipeline.query_async(&mut connection).await.map_err(|error| RedisError::from(&error))?;
+        let answers: Vec<::redis::RedisResult<u64>> = super::pipeline(redis, stream, &pipeline).await?;
         let mut refused = None;
         for answer in answers {
             match answer {
@@ -286,7 +284,7 @@ pub async fn drop_letters(redis: &Redis, stream: &str, ids: &[EntryId], outcome:
         for id in ids {
             command.arg(id.to_string());
         }
-        let dropped: u64 = query(redis, &command).await?;
+        let dropped: u64 = query(redis, stream, &command).await?;
         outcome.done += dropped;
         outcome.gone += (ids.len() as u64).saturating_sub(dropped);
     }

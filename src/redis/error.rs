@@ -12,6 +12,9 @@ pub enum RedisError {
     /// Redis is there and cannot serve now: loading, failing over, out of memory, at its limit of clients.
     #[error("Redis cannot serve now: {0}")]
     Unavailable(String),
+    /// Another server serves this key now: a slot was moved, or a primary was demoted.
+    #[error("another Redis server serves this now ({0}); a cluster wants the address redis+cluster://")]
+    Moved(String),
     /// A wrong password, a user that may not do this, or a certificate that one side does not accept.
     #[error("{}", .0.of("Redis", "user"))]
     Refused(Refusal),
@@ -34,6 +37,8 @@ impl RedisError {
     pub const fn answer(&self) -> Answer {
         match self {
             Self::Unreachable(_) | Self::Unavailable(_) => Answer::Wait,
+            // Until the cluster or the sentinels tell where.
+            Self::Moved(_) => Answer::Wait,
             // At start these end the program; in mid-flight somebody is changing passwords or keys, and losing the worker
             // would not help.
             Self::Refused(_) | Self::WrongType(_) => Answer::Wait,
@@ -53,8 +58,10 @@ impl RedisError {
     fn from_code(code: &str, detail: &str) -> Self {
         let text = || format!("{code} {detail}").trim_end().chars().take(200).collect::<String>();
         match code {
-            "LOADING" | "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" | "OOM" | "MISCONF" | "BUSY"
-            | "NOREPLICAS" | "UNBLOCKED" | "EXECABORT" | "NOTREADY" => Self::Unavailable(text()),
+            "MOVED" | "READONLY" => Self::Moved(text()),
+            // ASK: a slot on its way; its keys are found again once it has arrived.
+            "LOADING" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN" | "ASK" | "OOM" | "MISCONF" | "BUSY" | "NOREPLICAS"
+            | "UNBLOCKED" | "EXECABORT" | "NOTREADY" => Self::Unavailable(text()),
             "NOGROUP" => Self::NoGroup(text()),
             "WRONGPASS" | "NOAUTH" | "NOPERM" => Self::Refused(Refusal::User(text())),
             "WRONGTYPE" => Self::WrongType(text()),
@@ -66,6 +73,7 @@ impl RedisError {
             }
             // A script passes a failing command's error on inside its own.
             "ERR" if detail.contains("-OOM") || detail.contains("OOM command") => Self::Unavailable(text()),
+            "ERR" if detail.contains("-READONLY") => Self::Moved(text()),
             _ => Self::Unexpected(text()),
         }
     }
@@ -104,9 +112,16 @@ mod tests {
 
     #[test]
     fn failover_is_waited_out_and_nonsense_stops() {
-        for line in
-            ["LOADING Redis is loading", "READONLY You can't write", "CLUSTERDOWN Hash slot", "MASTERDOWN Link", "OOM command"]
-        {
+        for line in [
+            "LOADING Redis is loading",
+            "READONLY You can't write",
+            "CLUSTERDOWN Hash slot",
+            "MASTERDOWN Link",
+            "OOM command",
+            "MOVED 3999 127.0.0.1:6381",
+            "ASK 3999 127.0.0.1:6381",
+            "TRYAGAIN Multiple keys request",
+        ] {
             assert_eq!(RedisError::from_line(line).answer(), Answer::Wait, "{line}");
         }
         assert_eq!(RedisError::from_line("NOGROUP No such key"), RedisError::NoGroup("NOGROUP No such key".to_owned()));

@@ -4,13 +4,14 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::error::RedisError;
 use super::hold::InHand;
 use super::inspect::{self, Losses};
-use super::wire::{Chunk, Wire};
-use super::{Redis, query, trim};
+use super::wire::{Chunk, READ_BYTES, Wire};
+use super::{Place, Redis, query, trim};
 use crate::config::Streams;
 use crate::seam::{Answer, Body, Delivered, Entry, EntryId, Pauses, Source, WriteError};
 use crate::telemetry::health::Outage;
@@ -19,8 +20,10 @@ use crate::telemetry::metric::LaneMetrics;
 /// How long the server waits for something new. A worker that is told to leave waits for the end of it, so that no entry is
 /// delivered into a connection that nobody reads.
 const BLOCK: Duration = Duration::from_secs(1);
-/// Longest time between two looks for entries that others left behind.
+/// Longest time between two looks for entries that others left behind; with each [`CLAIM_STREAMS`] partitions as much longer, so
+/// that a thousand idle streams do not keep a core busy.
 const CLAIM_EVERY_MAX: Duration = Duration::from_secs(2);
+const CLAIM_STREAMS: u16 = 16;
 /// Between two looks for entries that are trimmed away unread, while there is a backlog: reading on wipes the trace of them.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Pending entries looked at or claimed by one command.
@@ -78,8 +81,12 @@ pub struct GroupReader {
     metrics: Arc<LaneMetrics>,
     outage: Outage,
     wire: Option<Wire>,
+    /// Where `wire` leads.
+    place: Option<Place>,
     phase: Phase,
     rest: Option<Rest>,
+    /// For what is being read.
+    room: Option<OwnedSemaphorePermit>,
     ready: VecDeque<Delivered>,
     /// Where to go on among the entries of others; `None`: all were looked at, until `claim_at`.
     others: Option<EntryId>,
@@ -121,8 +128,10 @@ impl GroupReader {
             metrics,
             outage,
             wire: None,
+            place: None,
             phase: Phase::Own(EntryId::default()),
             rest: None,
+            room: None,
             ready: VecDeque::new(),
             others: Some(EntryId::default()),
             claim_at: Instant::now(),
@@ -163,9 +172,12 @@ impl GroupReader {
     }
 
     /// One step: brings entries into `ready`, or moves on to the next phase.
-    async fn step(&mut self) -> Result<(), RedisError> {
+    async fn step(&mut self, stop: &CancellationToken) -> Result<(), RedisError> {
         if self.wire.is_none() {
-            let wire = Wire::connect(&self.redis.info, self.redis.timeout, self.settings.entry_bytes_max).await?;
+            let read_bytes = self.read_bytes();
+            let place = self.redis.serving(&self.settings.key).await?;
+            let server = &self.place.insert(place).node.server;
+            let wire = Wire::connect(server, self.redis.timeout, self.settings.entry_bytes_max, read_bytes).await?;
             // Before the first read of a connection: the last one may have brought entries that never arrived.
             self.make_group().await?;
             self.look_for_losses().await?;
@@ -178,9 +190,20 @@ impl GroupReader {
             self.ask().await?;
         }
         if let Some(rest) = self.rest {
+            let read_bytes = self.read_bytes();
+            // Who is to leave takes what it was given.
+            self.room = tokio::select! {
+                room = self.in_hand.room(read_bytes) => room,
+                () = stop.cancelled() => None,
+            };
             self.take(rest).await?;
+            self.room = None;
         }
         Ok(())
+    }
+
+    fn read_bytes(&self) -> usize {
+        self.settings.bytes_max.clamp(1024, READ_BYTES)
     }
 
     async fn look_for_losses(&mut self) -> Result<(), RedisError> {
@@ -251,7 +274,7 @@ impl GroupReader {
         command.arg(&self.settings.key).arg(group).arg(consumer).arg(self.settings.claim_idle.as_millis() as u64);
         command.arg(cursor.to_string()).arg("COUNT").arg(CLAIM_COUNT).arg("JUSTID");
         // Where to go on, the ids, and since Redis 7 those that were deleted.
-        let reply: Vec<::redis::Value> = query(&self.redis, &command).await?;
+        let reply: Vec<::redis::Value> = query(&self.redis, &self.settings.key, &command).await?;
         let ids = |at: usize| -> Vec<EntryId> {
             let texts = reply.get(at).and_then(|ids| ::redis::from_redis_value_ref::<Vec<String>>(ids).ok()).unwrap_or_default();
             texts.iter().filter_map(|id| id.parse().ok()).collect()
@@ -322,7 +345,7 @@ impl GroupReader {
 
     fn claim_pause(&self) -> Duration {
         (self.settings.claim_idle / 4)
-            .clamp(Duration::from_millis(50), CLAIM_EVERY_MAX)
+            .clamp(Duration::from_millis(50), CLAIM_EVERY_MAX * u32::from(1 + self.streams.partitions / CLAIM_STREAMS))
             .mul_f64(0.75 + rand::random::<f64>() / 2.0)
     }
 
@@ -340,20 +363,22 @@ impl GroupReader {
         let suspect = suspect.and_then(|(id, deliveries)| Some((entries.iter().position(|entry| entry.id == id)?, deliveries)));
         let suspect = suspect.map(|(at, deliveries)| (entries.remove(at), deliveries));
         if !entries.is_empty() {
-            self.ready.push_back(self.delivered(entries, reclaimed, false, bytes));
+            let delivered = self.delivered(entries, reclaimed, false, bytes);
+            self.ready.push_back(delivered);
         }
         if let Some((mut suspect, deliveries)) = suspect {
             if deliveries > self.settings.deliveries_max {
                 suspect.body = Body::Poison { deliveries };
             }
-            self.ready.push_back(self.delivered(vec![suspect], reclaimed, true, bytes));
+            let delivered = self.delivered(vec![suspect], reclaimed, true, bytes);
+            self.ready.push_back(delivered);
         }
         Ok(())
     }
 
-    fn delivered(&self, entries: Vec<Entry>, reclaimed: bool, alone: bool, bytes: usize) -> Delivered {
+    fn delivered(&mut self, entries: Vec<Entry>, reclaimed: bool, alone: bool, bytes: usize) -> Delivered {
         let ids: Arc<[EntryId]> = entries.iter().map(|entry| entry.id).collect();
-        let hold = Box::new(self.in_hand.hold(ids));
+        let hold = Box::new(self.in_hand.hold(ids, bytes, self.room.take()));
         Delivered { entries, hold, reclaimed, alone, bytes }
     }
 
@@ -382,9 +407,7 @@ impl GroupReader {
         for id in &missing {
             pipeline.cmd("XRANGE").arg(&self.settings.key).arg(id.to_string()).arg(id.to_string());
         }
-        let mut connection = self.redis.connection().await?;
-        let found: Vec<Vec<::redis::Value>> =
-            pipeline.query_async(&mut connection).await.map_err(|error| RedisError::from(&error))?;
+        let found: Vec<Vec<::redis::Value>> = super::pipeline(&self.redis, &self.settings.key, &pipeline).await?;
         let missing = missing.into_iter().zip(&found).filter(|(id, found)| found.is_empty() && *id >= self.trimmed_below);
         let gone: Vec<_> = missing.map(|(id, _)| id).collect();
         if gone.is_empty() { Ok(()) } else { self.settle_gone(&gone).await }
@@ -397,7 +420,7 @@ impl GroupReader {
         for id in gone {
             command.arg(id.to_string());
         }
-        let _: u64 = query(&self.redis, &command).await?;
+        let _: u64 = query(&self.redis, &self.settings.key, &command).await?;
         self.metrics.entries_lost.increment(gone.len() as u64);
         tracing::warn!(
             stream = self.settings.key,
@@ -417,7 +440,7 @@ impl Source for GroupReader {
             if stop.is_cancelled() {
                 return Ok(None);
             }
-            match self.step().await {
+            match self.step(stop).await {
                 Ok(()) => {
                     self.outage.recovered();
                     self.pauses = Pauses::new();
@@ -425,6 +448,9 @@ impl Source for GroupReader {
                 Err(error) => match error.answer() {
                     Answer::Wait => {
                         self.wire = None;
+                        if let Some(place) = self.place.take() {
+                            self.redis.doubt(&place, &error);
+                        }
                         if let RedisError::NoGroup(_) = error {
                             continue;
                         }
@@ -454,7 +480,7 @@ async fn create_group(redis: &Redis, key: &str, group: &str, read: u64) -> Resul
     if read > 0 {
         command.arg("ENTRIESREAD").arg(read);
     }
-    match query::<()>(redis, &command).await {
+    match query::<()>(redis, key, &command).await {
         Ok(()) => Ok(true),
         Err(RedisError::Unexpected(text)) if text.starts_with("BUSYGROUP") => Ok(false),
         Err(error) => Err(error),
@@ -474,7 +500,7 @@ async fn own_pending(
     let mut command = ::redis::cmd("XPENDING");
     command.arg(key).arg(group).arg("IDLE").arg(idle.as_millis() as u64);
     command.arg(format!("({after}")).arg("+").arg(CLAIM_COUNT).arg(consumer);
-    let rows: Vec<(String, String, u64, u64)> = query(redis, &command).await?;
+    let rows: Vec<(String, String, u64, u64)> = query(redis, key, &command).await?;
     Ok(rows.iter().filter_map(|(id, _, _, deliveries)| Some((id.parse().ok()?, *deliveries))).collect())
 }
 

@@ -1,12 +1,31 @@
 //! What this worker has in hand: entries that were read and are not settled yet.
 //!
+//! How much that may be is bounded for all streams of a lane together ([`Room`]), however many they are.
+//!
 //! Reading the own pending list again (after a reply that may have been lost, or after taking over from others) must leave out
 //! what is being worked on.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::seam::EntryId;
+
+/// Bytes that a permit stands for.
+const PERMIT_BYTES: usize = 1024;
+
+/// Bytes of entries that the streams of one lane hold at the same time, from the socket until they are settled.
+#[derive(Clone)]
+pub struct Room(Arc<Semaphore>);
+
+impl Room {
+    /// Room for so many bytes; never less than four reads.
+    pub fn new(bytes: usize) -> Self {
+        let permits = bytes.max(4 * super::wire::READ_BYTES) / PERMIT_BYTES;
+        Self(Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))))
+    }
+}
 
 #[derive(Default)]
 struct Held {
@@ -16,21 +35,39 @@ struct Held {
 
 /// The entries of one stream that are in hand.
 #[derive(Clone, Default)]
-pub struct InHand(Arc<Mutex<Held>>);
+pub struct InHand {
+    held: Arc<Mutex<Held>>,
+    room: Option<Room>,
+}
 
 impl InHand {
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        // A panic while the lock is held leaves a map that is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Nothing yet; it takes its room out of one that others share.
+    pub fn within(room: Room) -> Self {
+        Self { held: Arc::default(), room: Some(room) }
     }
 
-    /// Marks entries as in hand until the [`Hold`] is dropped.
-    pub fn hold(&self, ids: Arc<[EntryId]>) -> Hold {
+    /// Waits for room for a read of so many bytes, at most [`READ_BYTES`](super::wire::READ_BYTES); who waits longest is the next.
+    pub(super) async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let Room(room) = self.room.as_ref()?;
+        // Closed never.
+        Arc::clone(room).acquire_many_owned(bytes.div_ceil(PERMIT_BYTES) as u32).await.ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        // A panic while the lock is held leaves a map that is still whole.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks entries as in hand until the [`Hold`] is dropped. Of the room that was waited for it keeps what `bytes` need.
+    pub fn hold(&self, ids: Arc<[EntryId]>, bytes: usize, mut room: Option<OwnedSemaphorePermit>) -> Hold {
+        if let Some(room) = &mut room {
+            drop(room.split(room.num_permits().saturating_sub(bytes.div_ceil(PERMIT_BYTES))));
+        }
         let mut held = self.lock();
         let number = held.next;
         held.next += 1;
         held.chunks.insert(number, ids);
-        Hold { number, in_hand: self.clone() }
+        Hold { number, in_hand: self.clone(), _room: room }
     }
 
     /// All entries in hand.
@@ -43,6 +80,7 @@ impl InHand {
 pub struct Hold {
     number: u64,
     in_hand: InHand,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Hold {

@@ -90,8 +90,8 @@ fn id(map: &HashMap<String, Value>, key: &str) -> Option<EntryId> {
 /// Redis is away or refuses.
 pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<StreamInfo, RedisError> {
     let mut info = StreamInfo { key: key.to_owned(), ..StreamInfo::default() };
-    info.dead_letters = query(redis, ::redis::cmd("XLEN").arg(Streams::dead(key))).await?;
-    let found = match query::<Value>(redis, ::redis::cmd("XINFO").arg("STREAM").arg(key)).await {
+    info.dead_letters = query(redis, key, ::redis::cmd("XLEN").arg(Streams::dead(key))).await?;
+    let found = match query::<Value>(redis, key, ::redis::cmd("XINFO").arg("STREAM").arg(key)).await {
         Ok(found) => map(found),
         Err(RedisError::Unexpected(text)) if text.contains("no such key") => return Ok(info),
         Err(error) => return Err(error),
@@ -113,7 +113,8 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
         info.lost = added.saturating_sub(read).saturating_sub(lag);
     }
     info.oldest_unacknowledged = oldest(redis, streams, key, info.pending, info.lag, delivered).await?;
-    let consumers: Vec<Value> = match query(redis, ::redis::cmd("XINFO").arg("CONSUMERS").arg(key).arg(&streams.group)).await {
+    let consumers: Vec<Value> = match query(redis, key, ::redis::cmd("XINFO").arg("CONSUMERS").arg(key).arg(&streams.group)).await
+    {
         Ok(consumers) => consumers,
         Err(RedisError::Unexpected(text)) if text.contains("no such key") => Vec::new(),
         Err(error) => return Err(error),
@@ -136,7 +137,7 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
 pub async fn unsettled(redis: &Redis, streams: &Streams, key: &str) -> Result<Option<u64>, RedisError> {
     match group(redis, streams, key).await? {
         Some(group) => Ok(number(&group, "lag").map(|lag| lag + number(&group, "pending").unwrap_or_default())),
-        None => query(redis, ::redis::cmd("XLEN").arg(key)).await.map(Some),
+        None => query(redis, key, ::redis::cmd("XLEN").arg(key)).await.map(Some),
     }
 }
 
@@ -145,7 +146,7 @@ pub async fn unsettled(redis: &Redis, streams: &Streams, key: &str) -> Result<Op
 /// # Errors
 /// Redis is away or refuses.
 pub(super) async fn removed(redis: &Redis, key: &str) -> Result<u64, RedisError> {
-    match query::<Value>(redis, ::redis::cmd("XINFO").arg("STREAM").arg(key)).await {
+    match query::<Value>(redis, key, ::redis::cmd("XINFO").arg("STREAM").arg(key)).await {
         Ok(found) => {
             let found = map(found);
             let (added, length) = (number(&found, "entries-added"), number(&found, "length"));
@@ -170,7 +171,7 @@ pub struct Tail {
 /// # Errors
 /// Redis is away or refuses.
 pub async fn tail(redis: &Redis, streams: &Streams, key: &str) -> Result<Tail, RedisError> {
-    let found = match query::<Value>(redis, ::redis::cmd("XINFO").arg("STREAM").arg(key)).await {
+    let found = match query::<Value>(redis, key, ::redis::cmd("XINFO").arg("STREAM").arg(key)).await {
         Ok(found) => map(found),
         Err(RedisError::Unexpected(text)) if text.contains("no such key") => return Ok(Tail::default()),
         Err(error) => return Err(error),
@@ -180,7 +181,7 @@ pub async fn tail(redis: &Redis, streams: &Streams, key: &str) -> Result<Tail, R
 }
 
 async fn group(redis: &Redis, streams: &Streams, key: &str) -> Result<Option<HashMap<String, Value>>, RedisError> {
-    let groups: Vec<Value> = match query(redis, ::redis::cmd("XINFO").arg("GROUPS").arg(key)).await {
+    let groups: Vec<Value> = match query(redis, key, ::redis::cmd("XINFO").arg("GROUPS").arg(key)).await {
         Ok(groups) => groups,
         Err(RedisError::Unexpected(text)) if text.contains("no such key") => Vec::new(),
         Err(error) => return Err(error),
@@ -200,12 +201,12 @@ pub async fn is_settled(redis: &Redis, streams: &Streams, key: &str, until: Entr
     let delivered = id(&group, "last-delivered-id").unwrap_or_default();
     let mut unread = ::redis::cmd("XRANGE");
     unread.arg(key).arg(format!("({delivered}")).arg(until.to_string()).arg("COUNT").arg(1);
-    if delivered < until && !query::<Vec<Value>>(redis, &unread).await?.is_empty() {
+    if delivered < until && !query::<Vec<Value>>(redis, key, &unread).await?.is_empty() {
         return Ok(false);
     }
     let mut pending = ::redis::cmd("XPENDING");
     pending.arg(key).arg(&streams.group).arg("-").arg(until.to_string()).arg(1);
-    Ok(query::<Vec<Value>>(redis, &pending).await?.is_empty())
+    Ok(query::<Vec<Value>>(redis, key, &pending).await?.is_empty())
 }
 
 async fn oldest(
@@ -217,7 +218,7 @@ async fn oldest(
     delivered: EntryId,
 ) -> Result<Option<EntryId>, RedisError> {
     if pending > 0 {
-        let summary: Vec<Value> = query(redis, ::redis::cmd("XPENDING").arg(key).arg(&streams.group)).await?;
+        let summary: Vec<Value> = query(redis, key, ::redis::cmd("XPENDING").arg(key).arg(&streams.group)).await?;
         let first = summary.get(1).and_then(|first| ::redis::from_redis_value_ref::<String>(first).ok());
         if let Some(first) = first.and_then(|first| first.parse().ok()) {
             return Ok(Some(first));
@@ -228,13 +229,15 @@ async fn oldest(
     }
     let mut command = ::redis::cmd("XRANGE");
     command.arg(key).arg(format!("({delivered}")).arg("+").arg("COUNT").arg(1);
-    let next: Vec<(String, Value)> = query(redis, &command).await?;
+    let next: Vec<(String, Value)> = query(redis, key, &command).await?;
     Ok(next.first().and_then(|(id, _)| id.parse().ok()))
 }
 
 /// What the server is and how full it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServerInfo {
+    /// Host and port.
+    pub name: String,
     /// As the server spells it; Valkey tells its own version here when it says it is one.
     pub version: String,
     /// `standalone` or `cluster`.
@@ -249,21 +252,43 @@ pub struct ServerInfo {
     pub append_only: Option<bool>,
 }
 
-/// Asks the server about itself. CONFIG is forbidden on managed servers; INFO tells enough.
+/// Asks every server that serves keys about itself. CONFIG is forbidden on managed servers; INFO tells enough.
 ///
 /// # Errors
-/// Redis is away or refuses.
-pub async fn server(redis: &Redis) -> Result<ServerInfo, RedisError> {
-    let text: String = query(redis, &::redis::cmd("INFO")).await?;
+/// One of them is away or refuses.
+pub async fn servers(redis: &Redis) -> Result<Vec<ServerInfo>, RedisError> {
+    let answers: Vec<(String, String)> = redis.each(&::redis::cmd("INFO")).await?;
+    Ok(answers.into_iter().map(|(name, text)| read_info(name, &text)).collect())
+}
+
+/// Asks the server of a key about itself.
+///
+/// # Errors
+/// It is away or refuses.
+pub async fn server(redis: &Redis, key: &str) -> Result<ServerInfo, RedisError> {
+    let text: String = query(redis, key, &::redis::cmd("INFO")).await?;
+    Ok(read_info(String::new(), &text))
+}
+
+fn read_info(name: String, text: &str) -> ServerInfo {
     let fields: HashMap<_, _> = text.lines().filter_map(|line| line.split_once(':')).collect();
     let field = |key: &str| fields.get(key).map(|value| value.trim().to_owned());
     let number = |key: &str| field(key).and_then(|value| value.parse().ok()).unwrap_or_default();
-    Ok(ServerInfo {
+    ServerInfo {
+        name,
         version: field("redis_version").unwrap_or_default(),
         mode: field("redis_mode").unwrap_or_default(),
         memory_used: number("used_memory"),
         memory_max: number("maxmemory"),
         eviction: field("maxmemory_policy"),
         append_only: field("aof_enabled").map(|value| value == "1"),
-    })
+    }
+}
+
+/// The server that is nearest to its limit: the first that will refuse producers. Without limits the one that uses most.
+pub fn fullest(servers: &[ServerInfo]) -> Option<&ServerInfo> {
+    let share = |server: &ServerInfo| {
+        server.memory_used as f64 / server.memory_max.max(1) as f64 * f64::from(u8::from(server.memory_max > 0))
+    };
+    (servers.iter()).max_by(|a, b| share(a).total_cmp(&share(b)).then(a.memory_used.cmp(&b.memory_used)))
 }

@@ -52,13 +52,16 @@ pub async fn restore(
     now_us: i64,
 ) -> Result<u64, RedisError> {
     let ms = |us: i64| us.div_euclid(1000);
-    let mut connection = redis.connection().await?;
+    let key = |session: &SessionState| format!("{prefix}:session:{}", session.session_id);
     let mut restored = 0;
     let living: Vec<_> = sessions.iter().filter_map(|session| Some((session, left(session, ttl, now_us)?))).collect();
-    for sessions in living.chunks(PIPELINE_MAX) {
+    let parts = redis.by_server(&living, |(session, _)| key(session)).await?;
+    for (place, sessions) in
+        parts.iter().flat_map(|(place, part)| part.chunks(PIPELINE_MAX).map(move |sessions| (place, sessions)))
+    {
         let mut pipeline = ::redis::Pipeline::new();
         for (session, left) in sessions {
-            let call = pipeline.cmd("EVAL").arg(RESTORE).arg(1).arg(format!("{prefix}:session:{}", session.session_id));
+            let call = pipeline.cmd("EVAL").arg(RESTORE).arg(1).arg(key(session));
             call.arg(session.status_version.text());
             call.arg(session.state.as_ref().map(|(version, _)| version.text()).unwrap_or_default());
             call.arg(ms(session.started_at_us)).arg(&session.user_id).arg(&session.status).arg(session.status_version.seq);
@@ -67,7 +70,7 @@ pub async fn restore(
             call.arg(session.state.as_ref().map_or("", |(_, state)| state));
             call.arg((left.as_millis() as u64).max(1));
         }
-        let changed: Vec<u64> = pipeline.query_async(&mut connection).await.map_err(|error| RedisError::from(&error))?;
+        let changed: Vec<u64> = place.node.pipeline(&pipeline).await.inspect_err(|error| redis.doubt(place, error))?;
         restored += changed.iter().sum::<u64>();
     }
     Ok(restored)

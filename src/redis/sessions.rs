@@ -2,7 +2,7 @@
 
 use ::redis::{Pipeline, Script};
 
-use super::{Redis, RedisError};
+use super::{Place, Redis, RedisError};
 use crate::config::SessionTtl;
 use crate::event::SessionState;
 
@@ -63,11 +63,23 @@ impl SessionHashes {
     /// # Errors
     /// Redis is away or refuses; some hashes may be merged.
     pub async fn merge<'a>(&self, sessions: &'a [SessionState]) -> Result<Vec<&'a SessionState>, RedisError> {
-        let mut connection = self.redis.connection().await?;
+        let parts = self.redis.by_server(sessions, |session| self.key(session)).await?;
+        let merged = parts.iter().map(async |(place, sessions)| {
+            let bare = self.merge_at(place, sessions).await;
+            bare.inspect_err(|error| self.redis.doubt(place, error))
+        });
+        Ok(futures_util::future::try_join_all(merged).await?.concat())
+    }
+
+    /// The same for sessions whose hashes are on one server.
+    async fn merge_at<'a>(&self, place: &Place, sessions: &[&'a SessionState]) -> Result<Vec<&'a SessionState>, RedisError> {
+        // The hashes of one call have to be in one slot.
+        let call_max = if self.redis.topology.is_cluster() { 1 } else { CALL_MAX };
+        let mut connection = place.node.connection().await?;
         let mut bare = Vec::new();
         for sessions in sessions.chunks(CALL_MAX * PIPELINE_MAX) {
             let replies: Vec<Vec<usize>> = loop {
-                let replies = self.pipeline(sessions).query_async(&mut connection).await;
+                let replies = self.pipeline(sessions, call_max).query_async(&mut connection).await;
                 match replies.map_err(|error| RedisError::from(&error)) {
                     Ok(replies) => break replies,
                     // A restart or SCRIPT FLUSH forgot it.
@@ -78,21 +90,25 @@ impl SessionHashes {
                     Err(error) => return Err(error),
                 }
             };
-            for (sessions, reply) in sessions.chunks(CALL_MAX).zip(replies) {
-                let lacking = reply.into_iter().filter_map(|number| sessions.get(number.checked_sub(1)?));
+            for (sessions, reply) in sessions.chunks(call_max).zip(replies) {
+                let lacking = reply.into_iter().filter_map(|number| sessions.get(number.checked_sub(1)?).copied());
                 bare.extend(lacking.filter(|session| session.stateful));
             }
         }
         Ok(bare)
     }
 
-    fn pipeline(&self, sessions: &[SessionState]) -> Pipeline {
+    fn key(&self, session: &SessionState) -> String {
+        format!("{}:session:{}", self.prefix, session.session_id)
+    }
+
+    fn pipeline(&self, sessions: &[&SessionState], call_max: usize) -> Pipeline {
         let ms = |us: i64| us.div_euclid(1000);
         let mut pipeline = Pipeline::new();
-        for sessions in sessions.chunks(CALL_MAX) {
+        for sessions in sessions.chunks(call_max) {
             let call = pipeline.cmd("EVALSHA").arg(self.script.get_hash()).arg(sessions.len());
             for session in sessions {
-                call.arg(format!("{}:session:{}", self.prefix, session.session_id));
+                call.arg(self.key(session));
             }
             for session in sessions {
                 let ttl = if session.ended_at_us.is_some() { self.ttl.ended } else { self.ttl.open };

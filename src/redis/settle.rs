@@ -99,15 +99,15 @@ impl Settler {
     }
 
     async fn run(&self, pipeline: &Pipeline) -> Result<Vec<u64>, RedisError> {
-        let mut connection = self.redis.connection().await?;
-        pipeline.query_async(&mut connection).await.map_err(|error| RedisError::from(&error))
+        super::pipeline(&self.redis, &self.key, pipeline).await
     }
 
-    async fn forward(&self, forwards: &mut Vec<Vec<u8>>) -> Result<(), RedisError> {
-        while !forwards.is_empty() {
+    async fn forward(&self, forwards: &[Vec<u8>]) -> Result<(), RedisError> {
+        let mut left = forwards;
+        while !left.is_empty() {
             let mut pipeline = Pipeline::new();
             let (mut count, mut bytes) = (0, 0);
-            for data in forwards.iter().rev() {
+            for data in left {
                 if count > 0 && bytes + data.len() > FORWARD_BYTES_MAX {
                     break;
                 }
@@ -116,7 +116,7 @@ impl Settler {
                 bytes += data.len();
             }
             self.run(&pipeline).await?;
-            forwards.truncate(forwards.len() - count);
+            left = &left[count..];
         }
         Ok(())
     }
@@ -158,7 +158,7 @@ impl Settler {
                 let _ = std::fmt::Write::write_fmt(&mut text, format_args!("{id}"));
                 command.arg(text.as_bytes());
             }
-            let _: u64 = query(&self.redis, &command).await?;
+            let _: u64 = query(&self.redis, &self.key, &command).await?;
             acks.truncate(from);
         }
         Ok(())
@@ -174,7 +174,7 @@ impl Settler {
                 command.arg(id.to_string());
             }
             command.arg("IDLE").arg(to.as_millis() as u64).arg("JUSTID");
-            let _: ::redis::Value = query(&self.redis, &command).await?;
+            let _: ::redis::Value = query(&self.redis, &self.key, &command).await?;
         }
         Ok(())
     }
@@ -210,7 +210,7 @@ impl Settler {
     async fn remove_consumers(&self, name: &str, idle: Duration) -> Result<u64, RedisError> {
         let mut command = ::redis::cmd("EVAL");
         command.arg(REMOVE_CONSUMERS).arg(1).arg(&self.key).arg(&self.group).arg(name).arg(idle.as_millis() as u64);
-        query(&self.redis, &command).await
+        query(&self.redis, &self.key, &command).await
     }
 }
 
@@ -227,9 +227,12 @@ impl Settle for Settler {
     async fn settle(&self, settlement: &mut Settlement) -> Result<u64, WriteError> {
         let done = async {
             // What others depend on comes first, the acknowledgement last.
-            self.forward(&mut settlement.forwards).await?;
+            self.forward(&settlement.forwards).await?;
             let dropped = self.set_aside(&mut settlement.dead).await?;
             self.acknowledge(&mut settlement.acks).await?;
+            // Not before: a replica that is promoted in between may lack what was forwarded, and an acknowledgement that it
+            // takes must not outlive that. Twice forwarded is one vector.
+            settlement.forwards.clear();
             Ok(dropped)
         };
         done.await.map_err(|error: RedisError| match error.answer() {

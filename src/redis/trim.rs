@@ -236,7 +236,7 @@ impl Trimmer {
     pub async fn step(&mut self) -> Result<Step, RedisError> {
         let acked = match self.acked {
             Some(acked) => acked,
-            None => knows_acked(&inspect::server(&self.redis).await?.version),
+            None => knows_acked(&inspect::server(&self.redis, &self.key).await?.version),
         };
         let mut command = ::redis::cmd("EVAL");
         command.arg(TRIM).arg(2).arg(&self.key).arg(trimmer_key(&self.key));
@@ -244,7 +244,7 @@ impl Trimmer {
         command.arg(u8::from(acked)).arg(&self.from);
         // Another server may answer after a failure.
         self.acked = None;
-        let reply: (u64, u8, String, String, u64, Holds) = query(&self.redis, &command).await?;
+        let reply: (u64, u8, String, String, u64, Holds) = query(&self.redis, &self.key, &command).await?;
         let (trimmed, more, acked, from, due_ms, found) = reply;
         self.acked = Some(acked == "1");
         self.from = from;
@@ -262,7 +262,7 @@ fn trimmer_key(key: &str) -> String {
 /// # Errors
 /// Redis is away or refuses.
 pub(super) async fn trimmed(redis: &Redis, key: &str) -> Result<u64, RedisError> {
-    let found: Option<u64> = query(redis, ::redis::cmd("HGET").arg(trimmer_key(key)).arg("trimmed")).await?;
+    let found: Option<u64> = query(redis, key, ::redis::cmd("HGET").arg(trimmer_key(key)).arg("trimmed")).await?;
     Ok(found.unwrap_or_default())
 }
 
@@ -280,7 +280,7 @@ fn knows_acked(version: &str) -> bool {
 pub async fn look(redis: &Redis, key: &str, groups: &[String], retain: Duration) -> Result<Vec<Hold>, RedisError> {
     let mut command = ::redis::cmd("EVAL");
     command.arg(LOOK).arg(1).arg(key).arg(retain.as_millis() as u64).arg(groups.join(" "));
-    let (due_ms, found): (u64, Holds) = query(redis, &command).await?;
+    let (due_ms, found): (u64, Holds) = query(redis, key, &command).await?;
     Ok(holds(found, due_ms))
 }
 
@@ -301,7 +301,7 @@ pub(super) async fn deleted_unsettled(
     for id in ids {
         command.arg(id.to_string());
     }
-    let (due_ms, gone): (u64, Vec<String>) = query(redis, &command).await?;
+    let (due_ms, gone): (u64, Vec<String>) = query(redis, key, &command).await?;
     Ok((gone.iter().filter_map(|id| id.parse().ok()).collect(), EntryId { ms: due_ms, seq: 0 }))
 }
 

@@ -17,11 +17,14 @@ use crate::tls::Tls;
 trait Socket: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Socket for T {}
 
-/// Bytes asked of the socket at once, and about what one chunk of entries spans.
-const READ_BYTES: usize = 256 * 1024;
+/// Most bytes asked of the socket at once, and about what one chunk of entries spans.
+pub(super) const READ_BYTES: usize = 256 * 1024;
 
-/// From here on a chunk is handed on though more of the reply is to come: each hand-over wakes another task.
-const CHUNK_BYTES_MIN: usize = 64 * 1024;
+/// Room for the head of a reply; what waits for one reply after the other needs no more.
+const HEAD_BYTES: usize = 1024;
+
+/// From this part of them on a chunk is handed on though more of the reply is to come: each hand-over wakes another task.
+const CHUNK_SHARE: usize = 4;
 
 /// Where Redis is, and how to speak TLS to it if its address asks for that.
 #[derive(Clone)]
@@ -35,6 +38,14 @@ impl Server {
         let encrypted = matches!(address.addr(), ConnectionAddr::TcpTls { .. });
         Self { address, tls: encrypted.then(|| Arc::new(tls.client_config())) }
     }
+
+    /// Host and port.
+    pub(super) fn place(&self) -> Option<(String, u16)> {
+        match self.address.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host.clone(), *port)),
+            _ => None,
+        }
+    }
 }
 
 /// A connection for reading entries.
@@ -42,6 +53,8 @@ pub(super) struct Wire {
     socket: Box<dyn Socket>,
     buf: BytesMut,
     entry_bytes_max: usize,
+    /// At most [`READ_BYTES`].
+    read_bytes: usize,
     timeout: Duration,
 }
 
@@ -66,7 +79,12 @@ impl From<Garbled> for RedisError {
 
 impl Wire {
     /// Connects, authenticates and selects the database.
-    pub(super) async fn connect(server: &Server, deadline: Duration, entry_bytes_max: usize) -> Result<Self, RedisError> {
+    pub(super) async fn connect(
+        server: &Server,
+        deadline: Duration,
+        entry_bytes_max: usize,
+        read_bytes: usize,
+    ) -> Result<Self, RedisError> {
         let info = &server.address;
         let opening = async {
             let (host, port) = match info.addr() {
@@ -83,7 +101,7 @@ impl Wire {
                 }
                 None => Box::new(tcp),
             };
-            let mut wire = Self { socket, buf: BytesMut::new(), entry_bytes_max, timeout: deadline };
+            let mut wire = Self { socket, buf: BytesMut::new(), entry_bytes_max, read_bytes, timeout: deadline };
             let settings = info.redis_settings();
             match (settings.username(), settings.password()) {
                 (Some(user), Some(password)) => wire.simple(&[b"AUTH", user.as_bytes(), password.as_bytes()]).await?,
@@ -130,10 +148,10 @@ impl Wire {
         }
     }
 
-    /// Reads more; at least one byte.
-    async fn fill(&mut self, deadline: Duration) -> Result<(), RedisError> {
-        if self.buf.capacity() - self.buf.len() < READ_BYTES / 8 {
-            self.buf.reserve(READ_BYTES);
+    /// Reads more; at least one byte, and what it can once there is room for `bytes`.
+    async fn fill(&mut self, bytes: usize, deadline: Duration) -> Result<(), RedisError> {
+        if self.buf.capacity() - self.buf.len() < bytes / 8 {
+            self.buf.reserve(bytes);
         }
         match timeout(deadline, self.socket.read_buf(&mut self.buf)).await {
             Ok(Ok(0)) => Err(RedisError::Unreachable("the connection was closed".to_owned())),
@@ -154,7 +172,7 @@ impl Wire {
             if self.buf.len() > 64 * 1024 {
                 return Err(Garbled("a line without end").into());
             }
-            self.fill(deadline).await?;
+            self.fill(HEAD_BYTES, deadline).await?;
         }
     }
 
@@ -173,7 +191,7 @@ impl Wire {
         match self.head(self.timeout).await? {
             (b'$', len @ 0..=65536) => {
                 while self.buf.len() < len as usize + 2 {
-                    self.fill(self.timeout).await?;
+                    self.fill(HEAD_BYTES, self.timeout).await?;
                 }
                 let text = self.buf.split_to(len as usize);
                 self.buf.advance(2);
@@ -186,7 +204,13 @@ impl Wire {
     /// Reads the head of XREADGROUP's reply: how many entries follow. `block` is how long the server may wait.
     pub(super) async fn read_head(&mut self, block: Duration) -> Result<u64, RedisError> {
         match self.head(block + self.timeout).await? {
-            (b'*' | b'$', -1) | (b'*', 0) => return Ok(0),
+            (b'*' | b'$', -1) | (b'*', 0) => {
+                // Idle: one of perhaps a thousand streams, each with a buffer for entries that it does not get.
+                if self.buf.is_empty() {
+                    self.buf = BytesMut::new();
+                }
+                return Ok(0);
+            }
             (b'*', 1) => {}
             _ => return Err(Garbled("one stream was expected").into()),
         }
@@ -210,8 +234,8 @@ impl Wire {
         }
     }
 
-    /// Reads the next of `left` entries that are still to come: at least one, about [`CHUNK_BYTES_MIN`] to [`READ_BYTES`] of
-    /// them where there are so many. Takes them off `left`.
+    /// Reads the next of `left` entries that are still to come: at least one, about a fourth of `read_bytes` to
+    /// all of them where there are so many. Takes them off `left`.
     pub(super) async fn chunk(&mut self, left: &mut u64) -> Result<Chunk, RedisError> {
         let mut chunk = Chunk::default();
         let mut spans = Vec::with_capacity((*left).min(4096) as usize);
@@ -222,16 +246,16 @@ impl Wire {
                     at = next;
                     *left -= 1;
                     spans.push(span);
-                    if at >= READ_BYTES {
+                    if at >= self.read_bytes {
                         break;
                     }
                 }
                 // Enough to be worth handing on; less waits for the rest of the reply, which is on its way.
-                Step::More(_) if at >= CHUNK_BYTES_MIN => break,
+                Step::More(_) if at >= self.read_bytes / CHUNK_SHARE => break,
                 Step::Oversize { .. } if !spans.is_empty() => break,
                 Step::More(needed) => {
                     self.buf.reserve(needed.saturating_sub(self.buf.len()));
-                    self.fill(self.timeout).await?;
+                    self.fill(self.read_bytes, self.timeout).await?;
                 }
                 Step::Oversize { id, len, body_at, fields_left, after } => {
                     self.buf.advance(body_at);
@@ -270,7 +294,7 @@ impl Wire {
         let mut left = len + 2;
         while left > 0 {
             if self.buf.is_empty() {
-                self.fill(self.timeout).await?;
+                self.fill(self.read_bytes, self.timeout).await?;
             }
             let part = left.min(self.buf.len() as u64);
             self.buf.advance(part as usize);

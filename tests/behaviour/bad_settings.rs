@@ -16,7 +16,17 @@ const SECRET: &str = "hunter2hunter2";
 const CASES: &[(&str, &[&str], &str)] = &[
     (
         "AEGIS_REDIS_URL",
-        &["hunter2hunter2", "http://:hunter2hunter2@host:6379", "redis://:hunter2hunter2@host:notaport"],
+        &[
+            "hunter2hunter2",
+            "http://:hunter2hunter2@host:6379",
+            "redis://:hunter2hunter2@host:notaport",
+            "redis+cluster://:hunter2hunter2@",
+            "redis+cluster://:hunter2hunter2@host:6379,host:notaport",
+            "redis+cluster://:hunter2hunter2@host:6379,,other:6379",
+            "redis+sentinel://:hunter2hunter2@host:notaport/NAME",
+            "redis+sentinel://:hunter2hunter2@host:26379/NAME/notadatabase",
+            "redis+raft://:hunter2hunter2@host:6379",
+        ],
         "redis://",
     ),
     (
@@ -124,6 +134,23 @@ fn each_bad_value_is_refused_by_name() {
         }
     }
     assert!(wrong.is_empty(), "{} values:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_cluster_wants_partitions_and_sentinels_a_name() {
+    for url in ["redis+cluster://:hunter2hunter2@h1:6379,h2:6379", "redis://:hunter2hunter2@h1:6379,h2:6379"] {
+        let line = refused(&[("AEGIS_REDIS_URL", url)], &[]);
+        assert!(line.contains("AEGIS_PARTITIONS is 1") && line.contains("2 to 1024") && !line.contains(SECRET), "{line}");
+    }
+    for (url, wanted) in [
+        ("redis+cluster://:hunter2hunter2@h1:6379,h2:6379/3", "no path"),
+        ("redis+sentinel://:hunter2hunter2@h1,h2", "/NAME"),
+        ("redis+sentinel://h1/NAME?sentinel_password=hunter2hunter2@", "percent-encoded"),
+        ("redis+sentinel://h1/NAME?password=hunter2hunter2", "sentinel_password"),
+    ] {
+        let line = refused(&[("AEGIS_REDIS_URL", url), ("AEGIS_PARTITIONS", "4")], &[]);
+        assert!(line.contains("AEGIS_REDIS_URL") && line.contains(wanted) && !line.contains(SECRET), "{url}: {line}");
+    }
 }
 
 #[test]

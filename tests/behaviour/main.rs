@@ -13,6 +13,7 @@ mod decoding;
 mod delivery;
 mod endpoints;
 mod inline_embedding;
+mod past_one_machine;
 mod policies;
 mod readme;
 mod rebuilding;

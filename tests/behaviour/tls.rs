@@ -25,15 +25,15 @@ use crate::support::space::{Stores, connect_database, connect_redis};
 use crate::support::{LONG, SOON, Space, Worker, rights, send, stores, until, worker};
 
 /// What all servers here are asked for by.
-const HOST: &str = "localhost";
+pub const HOST: &str = "localhost";
 
 /// A certificate and its key, PEM.
-struct Pair {
+pub struct Pair {
     certificate: String,
     key: String,
 }
 
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
@@ -49,7 +49,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    fn issue(&self, host: &str) -> Pair {
+    pub fn issue(&self, host: &str) -> Pair {
         self.issue_until(host, 2100)
     }
 
@@ -71,22 +71,22 @@ fn self_signed() -> Pair {
 }
 
 /// The authority that is ours, one that is not, and files of both for the client's side.
-struct Pki {
-    ours: Authority,
+pub struct Pki {
+    pub ours: Authority,
     strange: Authority,
     folder: TempDir,
 }
 
 /// Which client certificate is shown.
 #[derive(Clone, Copy, Debug)]
-enum Shown {
+pub enum Shown {
     Nothing,
     Ours,
     Strange,
 }
 
 impl Pki {
-    fn new() -> Self {
+    pub fn new() -> Self {
         aegis_ingest::tls::install_provider();
         let (ours, strange) = (Authority::new("ours"), Authority::new("strange"));
         let pki = Self { ours, strange, folder: TempDir::new().unwrap() };
@@ -99,6 +99,11 @@ impl Pki {
         pki
     }
 
+    /// Puts our authority where a server reads it.
+    pub fn hand_authority_to(&self, data: &Path) {
+        hand_over(data, "ca.pem", &self.ours.pem);
+    }
+
     fn write(&self, name: &str, text: &str) -> String {
         std::fs::write(self.folder.path().join(name), text).unwrap();
         self.path(name)
@@ -109,7 +114,7 @@ impl Pki {
     }
 
     /// Settings for trusting ours and showing a certificate.
-    fn settings(&self, shown: Shown) -> Vec<(&'static str, String)> {
+    pub fn settings(&self, shown: Shown) -> Vec<(&'static str, String)> {
         let mut settings = vec![("AEGIS_TLS_CA_FILE", self.path("ca.pem"))];
         let name = match shown {
             Shown::Nothing => return settings,
@@ -145,7 +150,7 @@ struct TlsRedis {
 impl TlsRedis {
     fn new(pki: &Pki) -> Self {
         let server = OwnRedis::new();
-        hand_over(server.data(), "ca.pem", &pki.ours.pem);
+        pki.hand_authority_to(server.data());
         Self { server, port: free_port() }
     }
 
@@ -155,21 +160,26 @@ impl TlsRedis {
 
     /// Shows this certificate from now on, and ends all connections.
     async fn show(&self, pair: &Pair, wants_client: bool) {
-        // Redis reads the files anew when their names change.
-        let name = free_port();
-        hand_over(self.server.data(), &format!("{name}.pem"), &pair.certificate);
-        hand_over(self.server.data(), &format!("{name}.key"), &pair.key);
-        let mut plain = connect_redis(&self.server.url()).await;
-        let (_, folder): (String, String) = redis::cmd("CONFIG").arg("GET").arg("dir").query_async(&mut plain).await.unwrap();
-        let mut command = redis::cmd("CONFIG");
-        command.arg("SET").arg("tls-port").arg(self.port);
-        command.arg("tls-cert-file").arg(format!("{folder}/{name}.pem"));
-        command.arg("tls-key-file").arg(format!("{folder}/{name}.key"));
-        command.arg("tls-ca-cert-file").arg(format!("{folder}/ca.pem"));
-        command.arg("tls-auth-clients").arg(if wants_client { "yes" } else { "no" });
-        command.exec_async(&mut plain).await.unwrap();
-        redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").exec_async(&mut plain).await.unwrap();
+        show_redis(&self.server, self.port, pair, wants_client).await;
     }
+}
+
+/// Makes a Redis with a file of authorities show this certificate on its TLS port, and ends all connections.
+pub async fn show_redis(server: &OwnRedis, port: u16, pair: &Pair, wants_client: bool) {
+    // Redis reads the files anew when their names change.
+    let name = free_port();
+    hand_over(server.data(), &format!("{name}.pem"), &pair.certificate);
+    hand_over(server.data(), &format!("{name}.key"), &pair.key);
+    let mut plain = connect_redis(&server.url()).await;
+    let (_, folder): (String, String) = redis::cmd("CONFIG").arg("GET").arg("dir").query_async(&mut plain).await.unwrap();
+    let mut command = redis::cmd("CONFIG");
+    command.arg("SET").arg("tls-port").arg(port);
+    command.arg("tls-cert-file").arg(format!("{folder}/{name}.pem"));
+    command.arg("tls-key-file").arg(format!("{folder}/{name}.key"));
+    command.arg("tls-ca-cert-file").arg(format!("{folder}/ca.pem"));
+    command.arg("tls-auth-clients").arg(if wants_client { "yes" } else { "no" });
+    command.exec_async(&mut plain).await.unwrap();
+    redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").exec_async(&mut plain).await.unwrap();
 }
 
 /// Makes a PostgreSQL server show this certificate, and want one of ours if asked; restarts it.

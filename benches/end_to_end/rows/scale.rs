@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{GROUP, INTERACTIONS, drain, drain_into, per_second, say, used};
+use super::{GROUP, INTERACTIONS, drain, drain_into, per_second, say, used, worker_us};
 use crate::fill;
 use crate::process::meminfo;
 use crate::report::{Row, Series, Target, Verdict, median, ratios};
@@ -142,5 +142,54 @@ pub fn replicas(stage: &Stage) -> Result<Row> {
     row.cpu("two workers", events, &used(&twos));
     row.cpu("one worker", events, &used(&ones));
     row.verdicts.push(Verdict::ratio("two replicas against one", Target::AtLeast(0.95), ratios(&rates, &others)));
+    Ok(row)
+}
+
+/// The same events through 1, 2, 4 and 8 partitions: what an event costs must not grow with them.
+pub fn partitions(stage: &Stage) -> Result<Row> {
+    const COUNTS: [u64; 4] = [1, 2, 4, 8];
+    let events = stage.size.pick(1_000_000, 200_000);
+    let mut row = Row::new(
+        "partitions",
+        format!(
+            "The drain of {events} interactions, one event an entry, that stand in 1, 2, 4 and 8 streams of one Redis, by one worker with \
+             `AEGIS_PARTITIONS` so, in turn. All share the same cores: the rate stays, and so must the CPU an event."
+        ),
+    );
+    let mut drains: [Vec<Drained>; 4] = Default::default();
+    for run in 1..=stage.size.runs {
+        for (count, drains) in COUNTS.into_iter().zip(&mut drains) {
+            let streams: Vec<_> = match count {
+                1 => vec![INTERACTIONS.to_owned()],
+                _ => (0..count).map(|partition| format!("{INTERACTIONS}:{{{partition}}}")).collect(),
+            };
+            stage.empty_redis()?;
+            for (stream, seed) in streams.iter().zip(20..) {
+                fill::interactions(stage.redis.port, stream, events / count, 1, seed)?;
+            }
+            stage.empty_tables("aegis")?;
+            let worker = Worker::start_with(stage, "aegis", &[("AEGIS_PARTITIONS", &count.to_string())])?;
+            drains.push(stage.watch_all(&streams, GROUP, &[("worker", worker.pid())], || ())?);
+            worker.stop()?;
+            let rows = stage.number("aegis", "SELECT count(*) FROM interaction_logs")?;
+            ensure!(rows.unsigned_abs() == events, "{rows} rows of {events} through {count} partitions");
+        }
+        let told: Vec<_> = COUNTS
+            .iter()
+            .zip(&drains)
+            .map(|(count, drains)| {
+                let rate = per_second(events, drains).last().copied().unwrap_or_default();
+                format!("{count}: {rate:.0}/s")
+            })
+            .collect();
+        say(&format!("run {run}, by partitions: {}", told.join(", ")));
+    }
+    for (count, drains) in COUNTS.iter().zip(&drains) {
+        row.series.push(Series::new(format!("{count} partitions"), "events/s", per_second(events, drains)));
+        row.cpu(&format!("{count} partitions"), events, &used(drains));
+    }
+    let [one, .., eight] = drains.each_ref().map(|drains| worker_us(events, drains));
+    let what = "worker's CPU an event, 8 partitions against 1";
+    row.verdicts.push(Verdict::ratio(what, Target::AtMost(1.25), ratios(&eight, &one)));
     Ok(row)
 }

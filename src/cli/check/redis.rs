@@ -17,6 +17,7 @@ fn advice(error: &RedisError) -> &'static str {
     match error {
         RedisError::Unreachable(_) => "is it running, and does AEGIS_REDIS_URL lead to it (rediss:// for TLS)?",
         RedisError::Unavailable(_) => "wait until it serves again, or give it memory",
+        RedisError::Moved(_) => "for a cluster AEGIS_REDIS_URL is redis+cluster://, behind sentinels redis+sentinel://",
         RedisError::Refused(Refusal::Tls(_)) => "see AEGIS_REDIS_URL and the AEGIS_TLS_ settings",
         RedisError::Refused(Refusal::User(_)) => "check user and password in AEGIS_REDIS_URL, and what its ACL allows this user",
         RedisError::NoGroup(_) => "start the worker, which makes the group",
@@ -41,8 +42,15 @@ pub(super) async fn check(config: &Config) -> Findings {
             return found;
         }
     };
-    match inspect::server(&redis).await {
-        Ok(server) => judge_server(&mut found, &server, config.streams.partitions),
+    match inspect::servers(&redis).await {
+        Ok(servers) => {
+            for server in &servers {
+                if servers.len() > 1 {
+                    found.ok(format!("{} serves a part of the keys", server.name));
+                }
+                judge_server(&mut found, server, config.redis.address.is_cluster());
+            }
+        }
         Err(error) => {
             fail(&mut found, &error);
             return found;
@@ -65,7 +73,7 @@ pub(super) async fn check(config: &Config) -> Findings {
     found
 }
 
-fn judge_server(found: &mut Findings, server: &ServerInfo, partitions: u16) {
+fn judge_server(found: &mut Findings, server: &ServerInfo, as_cluster: bool) {
     let major: Option<u32> = server.version.split('.').next().and_then(|major| major.parse().ok());
     match major {
         Some(major) if major < REDIS_MAJOR_MIN => {
@@ -74,10 +82,10 @@ fn judge_server(found: &mut Findings, server: &ServerInfo, partitions: u16) {
         Some(_) => found.ok(format!("version {} answers", server.version)),
         None => found.warn("it does not tell its version", "make sure that it is Redis 7 or later, or Valkey"),
     }
-    if server.mode == "cluster" && partitions == 1 {
+    if server.mode == "cluster" && !as_cluster {
         found.fail(
-            "it is a cluster, where a stream and its dead letters stand on different nodes",
-            "set AEGIS_PARTITIONS to 2 or more, for the producers as well",
+            "it is a node of a cluster, and AEGIS_REDIS_URL names it alone",
+            "write it redis+cluster://, and set AEGIS_PARTITIONS to 2 or more, for the producers as well",
         );
     }
     match server.eviction.as_deref() {
@@ -147,24 +155,24 @@ mod tests {
     fn server() -> ServerInfo {
         let (version, mode) = ("8.0.2".to_owned(), "standalone".to_owned());
         let eviction = Some("noeviction".to_owned());
-        ServerInfo { version, mode, memory_used: 1, memory_max: 100, eviction, append_only: Some(true) }
+        ServerInfo { name: "h:1".to_owned(), version, mode, memory_used: 1, memory_max: 100, eviction, append_only: Some(true) }
     }
 
     #[test]
     fn a_server_is_judged_by_what_would_lose_data() {
-        let judge = |change: fn(&mut ServerInfo), partitions| {
+        let judge = |change: fn(&mut ServerInfo), as_cluster| {
             let (mut found, mut server) = (Findings::about("Redis"), server());
             change(&mut server);
-            judge_server(&mut found, &server, partitions);
+            judge_server(&mut found, &server, as_cluster);
             found.worst()
         };
-        assert_eq!(judge(|_| (), 1), Level::Ok);
-        assert_eq!(judge(|server| server.version = "6.2.14".to_owned(), 1), Level::Fail);
-        assert_eq!(judge(|server| server.eviction = Some("allkeys-lru".to_owned()), 1), Level::Fail);
-        assert_eq!(judge(|server| server.mode = "cluster".to_owned(), 1), Level::Fail);
-        assert_eq!(judge(|server| server.mode = "cluster".to_owned(), 4), Level::Ok);
-        assert_eq!(judge(|server| server.memory_used = 95, 1), Level::Warn);
-        assert_eq!(judge(|server| server.memory_max = 0, 1), Level::Warn);
-        assert_eq!(judge(|server| server.append_only = None, 1), Level::Warn);
+        assert_eq!(judge(|_| (), false), Level::Ok);
+        assert_eq!(judge(|server| server.version = "6.2.14".to_owned(), false), Level::Fail);
+        assert_eq!(judge(|server| server.eviction = Some("allkeys-lru".to_owned()), false), Level::Fail);
+        assert_eq!(judge(|server| server.mode = "cluster".to_owned(), false), Level::Fail);
+        assert_eq!(judge(|server| server.mode = "cluster".to_owned(), true), Level::Ok);
+        assert_eq!(judge(|server| server.memory_used = 95, false), Level::Warn);
+        assert_eq!(judge(|server| server.memory_max = 0, false), Level::Warn);
+        assert_eq!(judge(|server| server.append_only = None, false), Level::Warn);
     }
 }

@@ -16,6 +16,7 @@
 //! ```
 #![allow(dead_code, unused_imports, reason = "a library for tests, not all of which is in use on every day")]
 
+pub mod cluster;
 pub mod fold;
 pub mod http;
 pub mod msgpack;

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -344,6 +345,40 @@ impl OwnRedis {
         std::io::Write::write_all(&mut stream, b"PING\r\n").is_ok()
             && std::io::Read::read_exact(&mut stream, &mut answer).is_ok()
             && (&answer == b"+PONG" || &answer == b"-NOAU")
+    }
+}
+
+/// A sentinel of a test's own.
+pub struct OwnSentinel {
+    server: Server,
+    port: u16,
+}
+
+impl OwnSentinel {
+    const IN_ORDER: Signal = Signal::TERM;
+    life_of_a_server!();
+
+    /// Started; two of them have to agree that the server at `port` is gone.
+    pub fn new(name: &str, port: u16) -> Self {
+        let own = free_port();
+        let server = Server::new("sentinel", "TERM", |data| {
+            ["redis-server", &format!("{data}/sentinel.conf"), "--sentinel"].map(str::to_owned).to_vec()
+        });
+        let text = format!(
+            "port {own}\nbind 127.0.0.1\nsentinel monitor {name} 127.0.0.1 {port} 2\n\
+             sentinel down-after-milliseconds {name} 1500\nsentinel failover-timeout {name} 5000\n"
+        );
+        // It writes what it learns into its own file.
+        let (path, owner) = (server.path.join("sentinel.conf"), std::fs::metadata(&server.path).expect("its folder"));
+        std::fs::write(&path, text).expect("its file");
+        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).expect("its file");
+        let mut sentinel = Self { server, port: own };
+        sentinel.start();
+        sentinel
+    }
+
+    fn answers(port: u16) -> bool {
+        OwnRedis::answers(port)
     }
 }
 
