@@ -110,19 +110,19 @@ pub fn write_file(stage: &Stage) -> Result<()> {
 }
 
 /// One backend copies that file into the empty table.
-pub fn copy_file(stage: &Stage, events: u64) -> Result<Drained> {
-    stage.empty_tables("aegis")?;
+pub fn copy_file(stage: &Stage, database: &str, events: u64) -> Result<Drained> {
+    stage.empty_tables(database)?;
     let path = stage.postgres.own_path(FILE);
     let watched = stage.watched(&[]);
     let (seconds, used): (f64, Used) = stage.runtime.block_on(async {
-        let client = super::stage::connect(&stage.own_database_url("aegis")).await?;
+        let client = super::stage::connect(&stage.own_database_url(database)).await?;
         // Like the worker's, the connection knows the table before the clock runs.
         client.batch_execute("SELECT FROM interaction_logs LIMIT 1").await?;
         let (before, began) = (watched.snapshot(), Instant::now());
         client.batch_execute(&format!("COPY interaction_logs ({INTERACTION_COLUMNS}) FROM '{path}' (FORMAT binary)")).await?;
         anyhow::Ok((began.elapsed().as_secs_f64(), before.until(&watched.snapshot())))
     })?;
-    let rows = stage.number("aegis", "SELECT count(*) FROM interaction_logs")?;
+    let rows = stage.number(database, "SELECT count(*) FROM interaction_logs")?;
     ensure!(rows.unsigned_abs() == events, "COPY wrote {rows} rows of {events}");
     Ok(Drained { seconds, used })
 }

@@ -33,6 +33,8 @@ pub struct Latencies {
     pub each: Vec<f64>,
     /// Round trip of a question whose answer is there.
     pub question: f64,
+    /// Bare commits of one row each on the idle machine right after: what no way into the database can undercut.
+    pub commits: Vec<f64>,
     /// Upper bounds of the worker's own histogram: half, and 99 of 100.
     pub histogram: (f64, f64),
     /// Events a second that were really sent.
@@ -93,9 +95,10 @@ pub fn run_beside(stage: &Stage, rate: u32, time: Duration, seed: u64, beside: O
     ensure!(!each.is_empty(), "no sample was sent while the other program ran");
     until_count(stage, u64::from(rate) * 2 + sent.0 + others)?;
     let histogram = difference(&histogram, &worker.latencies()?);
+    let commits = stage.runtime.block_on(commits(&stage.own_database_url("aegis")))?;
     worker.stop()?;
     each.sort_unstable_by(f64::total_cmp);
-    Ok(Latencies { each, question, histogram, rate: sent.0 as f64 / sent.1, beside: beside_rate, used })
+    Ok(Latencies { each, question, commits, histogram, rate: sent.0 as f64 / sent.1, beside: beside_rate, used })
 }
 
 /// Starts a program and waits for its first row; when that was, and who waits for its end.
@@ -116,6 +119,24 @@ fn begun(stage: &Stage, command: &mut Command) -> Result<(Instant, JoinHandle<Re
         Ok(Instant::now())
     });
     Ok((began, waiting))
+}
+
+/// Commits one row at a time and times each; sorted, ms.
+async fn commits(url: &str) -> Result<Vec<f64>> {
+    const COUNT: u32 = 300;
+    let client = connect(url).await?;
+    let insert =
+        "INSERT INTO interaction_logs (occurred_at, event_id, session_id, user_id) VALUES (now(), gen_random_uuid(), 's', 'u')";
+    let insert = client.prepare(insert).await?;
+    let mut each = Vec::new();
+    for _ in 0..COUNT {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let began = Instant::now();
+        client.execute(&insert, &[]).await?;
+        each.push(began.elapsed().as_secs_f64() * 1_000.0);
+    }
+    each.sort_unstable_by(f64::total_cmp);
+    Ok(each)
 }
 
 fn until_count(stage: &Stage, events: u64) -> Result<()> {

@@ -2,11 +2,13 @@
 
 mod backfill;
 mod drains;
+mod indexes;
 mod lanes;
 mod scale;
 
 pub use backfill::backfill;
 pub use drains::{drain_by_fifties, drain_one_by_one};
+pub use indexes::indexes;
 pub use lanes::{embeddings, idle, latency_busy, latency_calm, sessions};
 pub use scale::{big_table, memory, partitions, replicas};
 
@@ -30,9 +32,9 @@ fn used(drained: &[Drained]) -> Vec<super::process::Used> {
     drained.iter().map(|drained| drained.used.clone()).collect()
 }
 
-/// The worker's process CPU an event, microseconds.
-fn worker_us(events: u64, drained: &[Drained]) -> Vec<f64> {
-    drained.iter().map(|drained| drained.used.each.get("worker").copied().unwrap_or_default() * 1e6 / events as f64).collect()
+/// A process's CPU an event, microseconds.
+fn cpu_us(process: &str, events: u64, drained: &[Drained]) -> Vec<f64> {
+    drained.iter().map(|drained| drained.used.each.get(process).copied().unwrap_or_default() * 1e6 / events as f64).collect()
 }
 
 /// One worker drains the interactions into the empty table.

@@ -1,4 +1,5 @@
-//! The worker as users start it: the release binary, nothing set but where the servers are.
+//! The worker as users start it: the release binary, nothing set but where the servers are, and what the bench was told by
+//! `AEGIS_BATCH_…` and `AEGIS_WRITERS` in its own environment.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,12 +14,17 @@ use super::stage::Stage;
 /// The program.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_aegis-ingest");
 
-/// The program with the addresses of the servers and nothing else in its environment.
+/// Settings for the worker out of the bench's own environment: to find out what they do.
+pub fn tried() -> Vec<(String, String)> {
+    std::env::vars().filter(|(name, _)| name.starts_with("AEGIS_BATCH_") || name == "AEGIS_WRITERS").collect()
+}
+
+/// The program with the addresses of the servers and hardly anything else in its environment.
 pub fn command(stage: &Stage, database: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(arguments).env_clear().current_dir(stage.folder.path()).stdin(Stdio::null());
     command.env("AEGIS_REDIS_URL", stage.redis_url()).env("AEGIS_DATABASE_URL", stage.database_url(database));
-    command.env("AEGIS_CHROMA_URL", stage.chroma_url());
+    command.env("AEGIS_CHROMA_URL", stage.chroma_url()).envs(tried());
     command
 }
 

@@ -4,12 +4,12 @@
 //! reason. The last of two equal keys counts, as in `jsonb`.
 
 use super::fields::{
-    head, invalid, metadata_key, optional_id, optional_number, optional_text, required_id, required_vector, sequence, shown,
-    status, text, vector,
+    Slot, head, invalid, metadata_key, optional_id, optional_number, optional_text, required_id, required_vector, sequence,
+    shown, status, text, torn, value, vector,
 };
 use super::json::{write_key, write_pairs, write_scalar, write_text, write_value};
 use super::msgpack::{Reader, Value};
-use super::{Code, Embedding, Fault, Interaction, Origin, SessionUpdate, Window, collection_name};
+use super::{Code, Embedding, Fault, Interaction, Origin, SessionUpdate, Text, Window, collection_name};
 
 /// What events are judged by, and memory that is used again for each.
 #[derive(Debug)]
@@ -35,23 +35,29 @@ pub trait Decode<'a>: Sized {
     fn decode(judge: &'a mut Judge, event: &'a [u8], origin: &Origin<'_>) -> Result<Self, Fault>;
 }
 
-/// Reads the pairs of the event's map, one call each with the value's head and all its bytes.
+/// Reads the pairs of the event's map, one call each with all bytes of the value.
 #[inline]
-fn pairs<'a>(event: &'a [u8], mut each: impl FnMut(&'a [u8], Value<'a>, &'a [u8]) -> Result<(), Fault>) -> Result<(), Fault> {
-    let torn = |torn: super::msgpack::Torn| Fault::new(Code::Malformed, torn.to_string());
+fn pairs<'a>(event: &'a [u8], mut each: impl FnMut(&'a [u8], &'a [u8])) -> Result<(), Fault> {
     let mut reader = Reader::new(event);
     let Value::Map(len) = reader.read().map_err(torn)? else {
         return Err(Fault::new(Code::Malformed, "the event is not a map"));
     };
     for _ in 0..len {
-        let (key, _) = reader.read_whole().map_err(torn)?;
-        let Value::Text(key) = key else {
-            return Err(Fault::new(Code::InvalidField, format!("a key of the event is {}: keys are texts", key.kind())));
+        let key = match reader.short_text() {
+            Some(key) => key,
+            None => long_key(&mut reader)?,
         };
-        let (value, whole) = reader.read_whole().map_err(torn)?;
-        each(key, value, whole)?;
+        each(key, reader.whole().map_err(torn)?);
     }
     Ok(())
+}
+
+#[cold]
+fn long_key<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], Fault> {
+    match reader.read().map_err(torn)? {
+        Value::Text(key) => Ok(key),
+        other => Err(Fault::new(Code::InvalidField, format!("a key of the event is {}: keys are texts", other.kind()))),
+    }
 }
 
 fn unknown_key(key: &[u8]) -> Result<&str, Fault> {
@@ -65,23 +71,20 @@ impl<'a> Decode<'a> for Interaction<'a> {
         let (mut intent, mut latency_ms, mut confidence, mut channel) = (None, None, None, None);
         let (mut locale, mut transcript, mut attributes, mut embedding) = (None, None, None, None);
         let mut unknown: Vec<(&[u8], &[u8])> = Vec::new();
-        pairs(event, |key, value, whole| {
-            match key {
-                b"event_id" => event_id = Some(value),
-                b"occurred_at" => occurred_at = Some(value),
-                b"session_id" => session_id = Some(value),
-                b"user_id" => user_id = Some(value),
-                b"intent" => intent = Some(value),
-                b"latency_ms" => latency_ms = Some(value),
-                b"confidence" => confidence = Some(value),
-                b"channel" => channel = Some(value),
-                b"locale" => locale = Some(value),
-                b"transcript" => transcript = Some(value),
-                b"attributes" => attributes = Some((value, whole)),
-                b"embedding" => embedding = Some((value, whole)),
-                _ => unknown.push((key, whole)),
-            }
-            Ok(())
+        pairs(event, |key, value| match key {
+            b"event_id" => event_id = Some(value),
+            b"occurred_at" => occurred_at = Some(value),
+            b"session_id" => session_id = Some(value),
+            b"user_id" => user_id = Some(value),
+            b"intent" => intent = Some(value),
+            b"latency_ms" => latency_ms = Some(value),
+            b"confidence" => confidence = Some(value),
+            b"channel" => channel = Some(value),
+            b"locale" => locale = Some(value),
+            b"transcript" => transcript = Some(value),
+            b"attributes" => attributes = Some(value),
+            b"embedding" => embedding = Some(value),
+            _ => unknown.push((key, value)),
         })?;
         let head = head(event_id, occurred_at, origin, &judge.window)?;
         let session_id = required_id("session_id", session_id)?;
@@ -92,22 +95,21 @@ impl<'a> Decode<'a> for Interaction<'a> {
         let channel = optional_text("channel", channel)?;
         let locale = optional_text("locale", locale)?;
         let transcript = optional_text("transcript", transcript)?;
-        let embedding = embedding.map_or(Ok(None), |(value, whole)| vector(Some(value), whole))?;
+        let embedding = if embedding.is_some() { vector(embedding)? } else { None };
         let attributes = object(&mut judge.json, &unknown, attributes)?;
         Ok(Self { head, session_id, user_id, intent, latency_ms, confidence, channel, locale, transcript, attributes, embedding })
     }
 }
 
 /// JSON text of `attributes`: unknown keys first, then the map's own, which win over unknown ones of the same name.
-fn object<'a>(
-    json: &'a mut Vec<u8>,
-    unknown: &[(&[u8], &[u8])],
-    attributes: Option<(Value<'_>, &[u8])>,
-) -> Result<Option<&'a [u8]>, Fault> {
-    let map = match attributes {
-        None | Some((Value::Nil, _)) => None,
-        Some((Value::Map(len), whole)) => Some((len, whole)),
-        Some((other, _)) => return Err(invalid("attributes", format!("must be a map, and is {}", other.kind()))),
+fn object<'a>(json: &'a mut Vec<u8>, unknown: &[(&[u8], &[u8])], attributes: Slot<'_>) -> Result<Option<&'a [u8]>, Fault> {
+    if unknown.is_empty() && attributes.is_none() {
+        return Ok(None);
+    }
+    let map = match value(attributes)? {
+        Value::Nil => None,
+        Value::Map(len) => attributes.map(|whole| (len, whole)),
+        other => return Err(invalid("attributes", format!("must be a map, and is {}", other.kind()))),
     };
     if unknown.is_empty() && map.is_none() {
         return Ok(None);
@@ -135,34 +137,31 @@ impl<'a> Decode<'a> for SessionUpdate<'a> {
     fn decode(judge: &'a mut Judge, event: &'a [u8], origin: &Origin<'_>) -> Result<Self, Fault> {
         let (mut event_id, mut occurred_at, mut session_id, mut user_id) = (None, None, None, None);
         let (mut status_slot, mut seq, mut state) = (None, None, None);
-        pairs(event, |key, value, whole| {
-            match key {
-                b"event_id" => event_id = Some(value),
-                b"occurred_at" => occurred_at = Some(value),
-                b"session_id" => session_id = Some(value),
-                b"user_id" => user_id = Some(value),
-                b"status" => status_slot = Some(value),
-                b"seq" => seq = Some(value),
-                b"state" => state = Some((value, whole)),
-                // A session's state is the producer's own map: other keys have no place to go.
-                _ => {}
-            }
-            Ok(())
+        pairs(event, |key, value| match key {
+            b"event_id" => event_id = Some(value),
+            b"occurred_at" => occurred_at = Some(value),
+            b"session_id" => session_id = Some(value),
+            b"user_id" => user_id = Some(value),
+            b"status" => status_slot = Some(value),
+            b"seq" => seq = Some(value),
+            b"state" => state = Some(value),
+            // A session's state is the producer's own map: other keys have no place to go.
+            _ => {}
         })?;
         let head = head(event_id, occurred_at, origin, &judge.window)?;
-        let session_id = required_id("session_id", session_id)?;
-        let user_id = required_id("user_id", user_id)?;
+        let session_id = required_id("session_id", session_id)?.as_str();
+        let user_id = required_id("user_id", user_id)?.as_str();
         let status = status(status_slot)?;
         let seq = sequence("seq", seq)?;
-        let state = match state {
-            None | Some((Value::Nil, _)) => None,
-            Some((Value::Map(_), whole)) => {
+        let state = match (value(state)?, state) {
+            (Value::Nil, _) | (_, None) => None,
+            (Value::Map(_), Some(whole)) => {
                 judge.json.clear();
                 write_value(&mut Reader::new(whole), &mut judge.json)
                     .map_err(|problem| invalid("state", format!("holds {problem}")))?;
                 Some(judge.json.as_slice())
             }
-            Some((other, _)) => return Err(invalid("state", format!("must be a map, and is {}", other.kind()))),
+            (other, _) => return Err(invalid("state", format!("must be a map, and is {}", other.kind()))),
         };
         // Times before 1970 have no place in an order that starts at 0.
         Ok(Self { head, session_id, user_id, status, seq: seq.unwrap_or(head.occurred_at_us.max(0)), state })
@@ -173,35 +172,29 @@ impl<'a> Decode<'a> for Embedding<'a> {
     fn decode(judge: &'a mut Judge, event: &'a [u8], origin: &Origin<'_>) -> Result<Self, Fault> {
         let (mut event_id, mut occurred_at, mut session_id, mut user_id) = (None, None, None, None);
         let (mut id, mut embedding, mut document, mut metadata, mut collection) = (None, None, None, None, None);
-        let mut unknown: Vec<(&[u8], Value<'_>)> = Vec::new();
-        pairs(event, |key, value, whole| {
-            match key {
-                b"event_id" => event_id = Some(value),
-                b"occurred_at" => occurred_at = Some(value),
-                b"session_id" => session_id = Some(value),
-                b"user_id" => user_id = Some(value),
-                b"id" => id = Some(value),
-                b"embedding" => embedding = Some((value, whole)),
-                b"document" => document = Some(value),
-                b"metadata" => metadata = Some((value, whole)),
-                b"collection" => collection = Some(value),
-                _ => unknown.push((key, value)),
-            }
-            Ok(())
+        let mut unknown: Vec<(&[u8], &[u8])> = Vec::new();
+        pairs(event, |key, value| match key {
+            b"event_id" => event_id = Some(value),
+            b"occurred_at" => occurred_at = Some(value),
+            b"session_id" => session_id = Some(value),
+            b"user_id" => user_id = Some(value),
+            b"id" => id = Some(value),
+            b"embedding" => embedding = Some(value),
+            b"document" => document = Some(value),
+            b"metadata" => metadata = Some(value),
+            b"collection" => collection = Some(value),
+            _ => unknown.push((key, value)),
         })?;
         let head = head(event_id, occurred_at, origin, &judge.window)?;
-        let id = optional_text("id", id)?;
+        let id = optional_text("id", id)?.map(Text::as_str);
         if id == Some("") {
             return Err(invalid("id", "is empty: leave it out to use the event id"));
         }
-        let embedding = match embedding {
-            Some((value, whole)) => required_vector(Some(value), whole)?,
-            None => required_vector(None, &[])?,
-        };
-        let document = optional_text("document", document)?;
-        let session_id = optional_id("session_id", session_id)?;
-        let user_id = optional_id("user_id", user_id)?;
-        let collection = optional_text("collection", collection)?;
+        let embedding = required_vector(embedding)?;
+        let document = optional_text("document", document)?.map(Text::as_str);
+        let session_id = optional_id("session_id", session_id)?.map(Text::as_str);
+        let user_id = optional_id("user_id", user_id)?.map(Text::as_str);
+        let collection = optional_text("collection", collection)?.map(Text::as_str);
         if let Some(name) = collection {
             collection_name(name).map_err(|rules| invalid("collection", format!("must be {rules}")))?;
         }
@@ -230,12 +223,12 @@ impl<'a> Decode<'a> for Embedding<'a> {
             write_scalar(value, json)
                 .map_err(|problem| invalid("metadata", format!("holds {problem} under {:?}", shown(key.as_bytes()))))
         };
-        for (key, value) in &unknown {
-            pair(unknown_key(key)?, *value, json)?;
+        for (key, whole) in &unknown {
+            pair(unknown_key(key)?, value(Some(whole))?, json)?;
         }
-        match metadata {
-            None | Some((Value::Nil, _)) => {}
-            Some((Value::Map(len), whole)) => {
+        match (value(metadata)?, metadata) {
+            (Value::Nil, _) | (_, None) => {}
+            (Value::Map(len), Some(whole)) => {
                 let mut reader = Reader::new(whole);
                 let _ = reader.read();
                 for _ in 0..len {
@@ -246,7 +239,7 @@ impl<'a> Decode<'a> for Embedding<'a> {
                     pair(key, value, json)?;
                 }
             }
-            Some((other, _)) => return Err(invalid("metadata", format!("must be a map, and is {}", other.kind()))),
+            (other, _) => return Err(invalid("metadata", format!("must be a map, and is {}", other.kind()))),
         }
         for (key, value) in [("session_id", session_id), ("user_id", user_id)] {
             if let Some(value) = value {

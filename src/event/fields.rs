@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::msgpack::{Reader, Value};
-use super::{Code, Fault, Head, ID_BYTES_MAX, Origin, Vector, Window};
+use super::msgpack::{Reader, Torn, Value, short_text};
+use super::{Code, Fault, Head, ID_BYTES_MAX, Origin, Text, Vector, Window};
 
 /// A key's name, fit for a reason: shortened, without control characters.
 pub(super) fn shown(key: &[u8]) -> String {
@@ -37,20 +37,54 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, &'static str> {
     if memchr::memchr(0, bytes).is_some() { Err("a text with the character U+0000") } else { Ok(text) }
 }
 
-/// A key's value; null counts as absent.
-pub(super) type Slot<'a> = Option<Value<'a>>;
+/// All bytes of a key's value, which were stepped over before; null counts as absent.
+pub(super) type Slot<'a> = Option<&'a [u8]>;
+
+pub(super) fn torn(torn: Torn) -> Fault {
+    Fault::new(Code::Malformed, torn.to_string())
+}
+
+/// The value of a slot; of a container its head.
+#[inline]
+pub(super) fn value(slot: Slot<'_>) -> Result<Value<'_>, Fault> {
+    let Some(whole) = slot else { return Ok(Value::Nil) };
+    if let Some((marker, rest)) = whole.split_first()
+        && let Ok(bytes) = rest.try_into()
+    {
+        // The two forms that nearly every number has.
+        match (marker, i64::from_be_bytes(bytes)) {
+            (0xcb, _) => return Ok(Value::Float(f64::from_be_bytes(bytes))),
+            (0xcf, number @ 0..) => return Ok(Value::Int(number)),
+            _ => {}
+        }
+    }
+    Reader::new(whole).read().map_err(torn)
+}
 
 #[inline]
-pub(super) fn optional_text<'a>(key: &str, slot: Slot<'a>) -> Result<Option<&'a str>, Fault> {
-    match slot {
-        None | Some(Value::Nil) => Ok(None),
-        Some(Value::Text(bytes)) => text(bytes).map(Some).map_err(|problem| invalid(key, format!("holds {problem}"))),
-        Some(other) => Err(wrong(key, "a text", other)),
+pub(super) fn optional_text<'a>(key: &str, slot: Slot<'a>) -> Result<Option<Text<'a>>, Fault> {
+    let Some(whole) = slot else { return Ok(None) };
+    match short_text(whole).and_then(Text::plain) {
+        Some(text) => Ok(Some(text)),
+        None => any_text(key, whole),
     }
 }
 
-fn bounded_id<'a>(key: &str, id: &'a str) -> Result<&'a str, Fault> {
-    match id.len() {
+/// Long texts, texts that are not ASCII alone, and what is no text.
+fn any_text<'a>(key: &str, whole: &'a [u8]) -> Result<Option<Text<'a>>, Fault> {
+    match value(Some(whole))? {
+        Value::Nil => Ok(None),
+        Value::Text(bytes) => match Text::plain(bytes) {
+            Some(text) => Ok(Some(text)),
+            None => text(bytes).map(|text| Some(Text::from(text))).map_err(|problem| invalid(key, format!("holds {problem}"))),
+        },
+        other => Err(wrong(key, "a text", other)),
+    }
+}
+
+#[inline]
+fn bounded_id<'a>(key: &str, id: Text<'a>) -> Result<Text<'a>, Fault> {
+    match id.as_bytes().len() {
         1..=ID_BYTES_MAX => Ok(id),
         0 => Err(invalid(key, "is empty: 1 to 256 bytes are required")),
         len => Err(invalid(key, format!("is {len} bytes long: at most {ID_BYTES_MAX} are allowed"))),
@@ -58,24 +92,24 @@ fn bounded_id<'a>(key: &str, id: &'a str) -> Result<&'a str, Fault> {
 }
 
 #[inline]
-pub(super) fn required_id<'a>(key: &str, slot: Slot<'a>) -> Result<&'a str, Fault> {
+pub(super) fn required_id<'a>(key: &str, slot: Slot<'a>) -> Result<Text<'a>, Fault> {
     let id = optional_text(key, slot)?.ok_or_else(|| missing(key, "a text of 1 to 256 bytes"))?;
     bounded_id(key, id)
 }
 
-pub(super) fn optional_id<'a>(key: &str, slot: Slot<'a>) -> Result<Option<&'a str>, Fault> {
+pub(super) fn optional_id<'a>(key: &str, slot: Slot<'a>) -> Result<Option<Text<'a>>, Fault> {
     optional_text(key, slot)?.map(|id| bounded_id(key, id)).transpose()
 }
 
 /// A number from `min` to `max`.
 #[inline]
 pub(super) fn optional_number(key: &str, slot: Slot<'_>, min: f64, max: f64) -> Result<Option<f64>, Fault> {
-    let number = match slot {
-        None | Some(Value::Nil) => return Ok(None),
-        Some(Value::Float(number)) => number,
-        Some(Value::Int(number)) => number as f64,
-        Some(Value::UInt(number)) => number as f64,
-        Some(other) => return Err(wrong(key, "a number", other)),
+    let number = match value(slot)? {
+        Value::Nil => return Ok(None),
+        Value::Float(number) => number,
+        Value::Int(number) => number as f64,
+        Value::UInt(number) => number as f64,
+        other => return Err(wrong(key, "a number", other)),
     };
     if number.is_finite() && number >= min && number <= max {
         return Ok(Some(number));
@@ -93,22 +127,22 @@ pub(super) fn optional_number(key: &str, slot: Slot<'_>, min: f64, max: f64) -> 
 }
 
 pub(super) fn sequence(key: &str, slot: Slot<'_>) -> Result<Option<i64>, Fault> {
-    match slot {
-        None | Some(Value::Nil) => Ok(None),
-        Some(Value::Int(number)) if number >= 0 => Ok(Some(number)),
-        Some(Value::Int(_)) => Err(invalid(key, "must not be negative")),
-        Some(Value::UInt(_)) => Err(invalid(key, "must be at most 9223372036854775807")),
-        Some(other) => Err(wrong(key, "an integer of at least 0", other)),
+    match value(slot)? {
+        Value::Nil => Ok(None),
+        Value::Int(number) if number >= 0 => Ok(Some(number)),
+        Value::Int(_) => Err(invalid(key, "must not be negative")),
+        Value::UInt(_) => Err(invalid(key, "must be at most 9223372036854775807")),
+        other => Err(wrong(key, "an integer of at least 0", other)),
     }
 }
 
 pub(super) fn status(slot: Slot<'_>) -> Result<super::Status, Fault> {
     const WANTED: &str = "`started`, `updated` or `ended`";
-    match optional_text("status", slot)? {
+    match optional_text("status", slot)?.map(Text::as_bytes) {
         None => Err(missing("status", WANTED)),
-        Some("started") => Ok(super::Status::Started),
-        Some("updated") => Ok(super::Status::Updated),
-        Some("ended") => Ok(super::Status::Ended),
+        Some(b"started") => Ok(super::Status::Started),
+        Some(b"updated") => Ok(super::Status::Updated),
+        Some(b"ended") => Ok(super::Status::Ended),
         Some(_) => Err(invalid("status", format!("must be {WANTED}"))),
     }
 }
@@ -117,16 +151,8 @@ pub(super) fn status(slot: Slot<'_>) -> Result<super::Status, Fault> {
 #[inline]
 pub(super) fn head(event_id: Slot<'_>, occurred_at: Slot<'_>, origin: &Origin<'_>, window: &Window) -> Result<Head, Fault> {
     let event_id = match event_id {
-        None | Some(Value::Nil) => origin.event_id(),
-        Some(Value::Bytes(bytes)) => {
-            Uuid::from_slice(bytes).map_err(|_| invalid("event_id", format!("is {} bytes: a UUID is 16", bytes.len())))?
-        }
-        // Only the hyphenated form: `try_parse` takes others as well.
-        Some(Value::Text(bytes)) if bytes.len() == 36 => {
-            Uuid::try_parse_ascii(bytes).map_err(|_| invalid("event_id", "is a text that is no hyphenated UUID"))?
-        }
-        Some(Value::Text(_)) => return Err(invalid("event_id", "is a text that is no hyphenated UUID")),
-        Some(other) => return Err(wrong("event_id", "a UUID (16 bytes, or hyphenated text)", other)),
+        Some([0xc4, 16, bytes @ ..]) if bytes.len() == 16 => Uuid::from_slice(bytes).unwrap_or_default(),
+        slot => any_event_id(slot, origin)?,
     };
     let given = time("occurred_at", occurred_at)?;
     let at = given.unwrap_or_else(|| i64::try_from(origin.ms).ok().and_then(|ms| ms.checked_mul(1000)).unwrap_or(i64::MAX));
@@ -139,6 +165,22 @@ pub(super) fn head(event_id: Slot<'_>, occurred_at: Slot<'_>, origin: &Origin<'_
     Ok(Head { event_id, occurred_at_us: at, time_given: given.is_some() })
 }
 
+/// An event's id in any form that is allowed.
+fn any_event_id(slot: Slot<'_>, origin: &Origin<'_>) -> Result<Uuid, Fault> {
+    match value(slot)? {
+        Value::Nil => Ok(origin.event_id()),
+        Value::Bytes(bytes) => {
+            Uuid::from_slice(bytes).map_err(|_| invalid("event_id", format!("is {} bytes: a UUID is 16", bytes.len())))
+        }
+        // Only the hyphenated form: `try_parse` takes others as well.
+        Value::Text(bytes) if bytes.len() == 36 => {
+            Uuid::try_parse_ascii(bytes).map_err(|_| invalid("event_id", "is a text that is no hyphenated UUID"))
+        }
+        Value::Text(_) => Err(invalid("event_id", "is a text that is no hyphenated UUID")),
+        other => Err(wrong("event_id", "a UUID (16 bytes, or hyphenated text)", other)),
+    }
+}
+
 #[cold]
 fn out_of_range(given: Option<i64>, how: &str, bound: Duration, variable: &str) -> Fault {
     let source = if given.is_some() { "`occurred_at`" } else { "`occurred_at` is absent, and the entry id's time" };
@@ -149,16 +191,16 @@ fn out_of_range(given: Option<i64>, how: &str, bound: Duration, variable: &str) 
 /// A time: timestamp extension, RFC 3339 text or Unix milliseconds. Returns Unix microseconds; what is finer is cut off.
 fn time(key: &str, slot: Slot<'_>) -> Result<Option<i64>, Fault> {
     const WANTED: &str = "a time (timestamp, RFC 3339 text or Unix milliseconds)";
-    let us = match slot {
-        None | Some(Value::Nil) => return Ok(None),
-        Some(Value::Int(ms)) => ms.checked_mul(1000).unwrap_or(if ms < 0 { i64::MIN } else { i64::MAX }),
-        Some(Value::UInt(_)) => i64::MAX,
-        Some(Value::Ext(-1, data)) => timestamp_us(data).ok_or_else(|| invalid(key, "is a timestamp that is not valid"))?,
-        Some(Value::Text(bytes)) => {
+    let us = match value(slot)? {
+        Value::Nil => return Ok(None),
+        Value::Int(ms) => ms.checked_mul(1000).unwrap_or(if ms < 0 { i64::MIN } else { i64::MAX }),
+        Value::UInt(_) => i64::MAX,
+        Value::Ext(-1, data) => timestamp_us(data).ok_or_else(|| invalid(key, "is a timestamp that is not valid"))?,
+        Value::Text(bytes) => {
             let parsed = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<jiff::Timestamp>().ok());
             parsed.ok_or_else(|| invalid(key, "is a text that is no RFC 3339 time"))?.as_microsecond()
         }
-        Some(other) => return Err(wrong(key, WANTED, other)),
+        other => return Err(wrong(key, WANTED, other)),
     };
     Ok(Some(us))
 }
@@ -181,12 +223,14 @@ pub(super) fn timestamp_us(data: &[u8]) -> Option<i64> {
 }
 
 /// A vector: bytes are borrowed, an array of numbers is gathered in `scratch`.
-pub(super) fn vector<'a>(slot: Slot<'a>, whole: &'a [u8]) -> Result<Option<Vector<'a>>, Fault> {
+pub(super) fn vector(slot: Slot<'_>) -> Result<Option<Vector<'_>>, Fault> {
     const KEY: &str = "embedding";
     const WANTED: &str = "an array of numbers, or bytes of little-endian float32";
-    match slot {
-        None | Some(Value::Nil) => Ok(None),
-        Some(Value::Bytes(bytes)) => {
+    let Some(whole) = slot else { return Ok(None) };
+    let mut reader = Reader::new(whole);
+    match reader.read().map_err(torn)? {
+        Value::Nil => Ok(None),
+        Value::Bytes(bytes) => {
             if bytes.is_empty() {
                 return Err(invalid(KEY, "is empty: at least one number is required"));
             }
@@ -199,10 +243,8 @@ pub(super) fn vector<'a>(slot: Slot<'a>, whole: &'a [u8]) -> Result<Option<Vecto
             }
             Ok(Some(Vector(Cow::Borrowed(bytes))))
         }
-        Some(Value::Array(0)) => Err(invalid(KEY, "is empty: at least one number is required")),
-        Some(Value::Array(len)) => {
-            let mut reader = Reader::new(whole);
-            let _ = reader.read();
+        Value::Array(0) => Err(invalid(KEY, "is empty: at least one number is required")),
+        Value::Array(len) => {
             // A member takes at least a byte, so the payload bounds the memory.
             let mut numbers = Vec::with_capacity(4 * len as usize);
             for _ in 0..len {
@@ -211,7 +253,7 @@ pub(super) fn vector<'a>(slot: Slot<'a>, whole: &'a [u8]) -> Result<Option<Vecto
                     Ok(Value::Int(number)) => number as f32,
                     Ok(Value::UInt(number)) => number as f32,
                     Ok(other) => return Err(invalid(KEY, format!("must hold numbers alone, and holds {}", other.kind()))),
-                    Err(torn) => return Err(Fault::new(Code::Malformed, torn.to_string())),
+                    Err(error) => return Err(torn(error)),
                 };
                 if !number.is_finite() {
                     return Err(invalid(KEY, "holds a number that is not a finite float32"));
@@ -220,12 +262,12 @@ pub(super) fn vector<'a>(slot: Slot<'a>, whole: &'a [u8]) -> Result<Option<Vecto
             }
             Ok(Some(Vector(Cow::Owned(numbers))))
         }
-        Some(other) => Err(wrong(KEY, WANTED, other)),
+        other => Err(wrong(KEY, WANTED, other)),
     }
 }
 
-pub(super) fn required_vector<'a>(slot: Slot<'a>, whole: &'a [u8]) -> Result<Vector<'a>, Fault> {
-    vector(slot, whole)?.ok_or_else(|| missing("embedding", "at least one finite number"))
+pub(super) fn required_vector(slot: Slot<'_>) -> Result<Vector<'_>, Fault> {
+    vector(slot)?.ok_or_else(|| missing("embedding", "at least one finite number"))
 }
 
 /// Checks a collection's name by Chroma's rules.

@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
-use super::Interaction;
+use super::{Interaction, Text};
 
 struct Raw<'a>(&'a [u8]);
 
@@ -43,11 +43,15 @@ impl Interaction<'_> {
             id: self.head.event_id.to_string(),
             event_id: Raw(self.head.event_id.as_bytes()),
             occurred_at: self.head.occurred_at_us.div_euclid(1000),
-            session_id: self.session_id,
-            user_id: self.user_id,
+            session_id: self.session_id.as_str(),
+            user_id: self.user_id.as_str(),
             embedding: Raw(&vector.0),
-            document: self.transcript,
-            metadata: Metadata { intent: self.intent, channel: self.channel, locale: self.locale },
+            document: self.transcript.map(Text::as_str),
+            metadata: Metadata {
+                intent: self.intent.map(Text::as_str),
+                channel: self.channel.map(Text::as_str),
+                locale: self.locale.map(Text::as_str),
+            },
         };
         // Texts, integers and bytes written to memory: there is no way to fail.
         rmp_serde::to_vec_named(&event).ok()

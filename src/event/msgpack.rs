@@ -173,58 +173,55 @@ impl<'a> Reader<'a> {
     /// Steps over the members of `head`, which was just read: nothing to do unless it is a container. Takes constant memory
     /// however deep the members nest. Returns how many containers there were.
     ///
-    /// Every event is stepped over once before it is taken, so this looks at markers alone and makes no values.
-    ///
     /// # Errors
     /// The bytes are torn.
     #[inline]
     pub fn skip_members(&mut self, head: Value<'a>) -> Result<usize, Torn> {
-        let mut containers = usize::from(matches!(head, Value::Array(_) | Value::Map(_)));
-        let mut left = members(head);
+        let own = usize::from(matches!(head, Value::Array(_) | Value::Map(_)));
+        Ok(own + self.skip(members(head))?)
+    }
+
+    /// Steps over so many values. Returns how many containers there were.
+    ///
+    /// Every event is stepped over once before it is taken, so this looks at markers alone and makes no values; most of them
+    /// tell their length by themselves.
+    #[inline]
+    fn skip(&mut self, mut left: u64) -> Result<usize, Torn> {
         let bytes = self.bytes;
-        let ended = Torn::Ended(bytes.len());
-        let mut at = self.at;
-        let length = |at: usize, width: usize| -> Result<usize, Torn> {
-            let bytes = bytes.get(at..at + width).ok_or(Torn::Ended(bytes.len()))?;
-            Ok(bytes.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
-        };
+        let (mut at, mut containers) = (self.at, 0);
         while left > 0 {
-            let marker = *bytes.get(at).ok_or(ended)?;
+            let Some(&marker) = bytes.get(at) else { return Err(Torn::Ended(bytes.len())) };
             left -= 1;
-            at += 1;
-            at += match marker {
-                0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => 0,
-                0xa0..=0xbf => usize::from(marker & 0x1f),
-                0x80..=0x9f => {
-                    containers += 1;
-                    left += u64::from(marker & 0x0f) << u32::from(marker < 0x90);
-                    0
+            match LENGTH[usize::from(marker)] {
+                0 => {
+                    let (next, members) = behind_head(bytes, at, marker)?;
+                    at = next;
+                    if let Some(members) = members {
+                        containers += 1;
+                        left += members;
+                    }
                 }
-                0xcc | 0xd0 => 1,
-                0xcd | 0xd1 => 2,
-                0xca | 0xce | 0xd2 => 4,
-                0xcb | 0xcf | 0xd3 => 8,
-                0xc4 | 0xd9 => 1 + length(at, 1)?,
-                0xc5 | 0xda => 2 + length(at, 2)?,
-                0xc6 | 0xdb => 4 + length(at, 4)?,
-                0xc7 => 2 + length(at, 1)?,
-                0xc8 => 3 + length(at, 2)?,
-                0xc9 => 5 + length(at, 4)?,
-                0xd4..=0xd8 => 1 + (1 << (marker - 0xd4)),
-                0xdc..=0xdf => {
-                    let width = if marker & 1 == 0 { 2 } else { 4 };
-                    containers += 1;
-                    left += (length(at, width)? as u64) << u32::from(marker >= 0xde);
-                    width
-                }
-                0xc1 => return Err(Torn::Reserved(at - 1)),
-            };
-            if at > bytes.len() {
-                return Err(ended);
+                length => at += usize::from(length),
             }
+        }
+        if at > bytes.len() {
+            return Err(Torn::Ended(bytes.len()));
         }
         self.at = at;
         Ok(containers)
+    }
+
+    /// All bytes of the next value.
+    ///
+    /// # Errors
+    /// The bytes are torn.
+    #[inline]
+    pub fn whole(&mut self) -> Result<&'a [u8], Torn> {
+        let from = self.at;
+        match self.bytes.get(from).map_or(0, |marker| LENGTH[usize::from(*marker)]) {
+            0 => self.skip(1).map(|_| &self.bytes[from..self.at]),
+            length => self.take(usize::from(length)),
+        }
     }
 
     /// The next value whole: its head and all its bytes.
@@ -233,13 +230,71 @@ impl<'a> Reader<'a> {
     /// The bytes are torn.
     #[inline]
     pub fn read_whole(&mut self) -> Result<(Value<'a>, &'a [u8]), Torn> {
-        let start = self.at;
-        let head = self.read()?;
-        if let Value::Array(_) | Value::Map(_) = head {
-            self.skip_members(head)?;
-        }
-        Ok((head, &self.bytes[start..self.at]))
+        let whole = self.whole()?;
+        Ok((Self::new(whole).read()?, whole))
     }
+
+    /// The next value, if it is a text of up to 31 bytes.
+    #[inline]
+    pub fn short_text(&mut self) -> Option<&'a [u8]> {
+        let text = short_text(&self.bytes[self.at..])?;
+        self.at += 1 + text.len();
+        Some(text)
+    }
+}
+
+/// The text that bytes begin with, if it is one of up to 31 bytes.
+#[inline]
+pub fn short_text(bytes: &[u8]) -> Option<&[u8]> {
+    match bytes.split_first()? {
+        (marker @ 0xa0..=0xbf, rest) => rest.get(..usize::from(marker & 0x1f)),
+        _ => None,
+    }
+}
+
+/// Bytes that a value takes with its marker, where the marker alone tells; 0 for containers and for what has a length of its own.
+const LENGTH: [u8; 256] = {
+    let mut length = [0; 256];
+    let mut marker = 0;
+    while marker < 256 {
+        length[marker] = match marker {
+            0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => 1,
+            0xa0..=0xbf => 1 + (marker as u8 & 0x1f),
+            0xcc | 0xd0 => 2,
+            0xcd | 0xd1 => 3,
+            0xca | 0xce | 0xd2 => 5,
+            0xcb | 0xcf | 0xd3 => 9,
+            0xd4..=0xd8 => 2 + (1 << (marker - 0xd4)),
+            _ => 0,
+        };
+        marker += 1;
+    }
+    length
+};
+
+/// Where the next value starts behind a marker that [`LENGTH`] has nothing for, and a container's members.
+fn behind_head(bytes: &[u8], at: usize, marker: u8) -> Result<(usize, Option<u64>), Torn> {
+    let length = |width: usize| -> Result<usize, Torn> {
+        let bytes = bytes.get(at + 1..at + 1 + width).ok_or(Torn::Ended(bytes.len()))?;
+        Ok(bytes.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
+    };
+    let behind = at + 1;
+    Ok(match marker {
+        0x80..=0x8f => (behind, Some(2 * u64::from(marker & 0x0f))),
+        0x90..=0x9f => (behind, Some(u64::from(marker & 0x0f))),
+        0xc4 | 0xd9 => (behind + 1 + length(1)?, None),
+        0xc5 | 0xda => (behind + 2 + length(2)?, None),
+        0xc6 | 0xdb => (behind + 4 + length(4)?, None),
+        0xc7 => (behind + 2 + length(1)?, None),
+        0xc8 => (behind + 3 + length(2)?, None),
+        0xc9 => (behind + 5 + length(4)?, None),
+        0xdc => (behind + 2, Some(length(2)? as u64)),
+        0xdd => (behind + 4, Some(length(4)? as u64)),
+        0xde => (behind + 2, Some(2 * length(2)? as u64)),
+        0xdf => (behind + 4, Some(2 * length(4)? as u64)),
+        // The others have a length in the table, all but 0xc1.
+        _ => return Err(Torn::Reserved(at)),
+    })
 }
 
 fn members(head: Value<'_>) -> u64 {

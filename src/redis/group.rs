@@ -322,8 +322,10 @@ impl GroupReader {
         let chunk = if rest.left > 0 { wire.chunk(&mut rest.left).await? } else { Chunk::default() };
         let done = rest.left == 0;
         self.rest = (!done).then_some(rest);
-        for id in chunk.entries.iter().map(|entry| &entry.id).chain(&chunk.gone) {
-            self.asked.remove(id);
+        if !self.asked.is_empty() {
+            for id in chunk.entries.iter().map(|entry| &entry.id).chain(&chunk.gone) {
+                self.asked.remove(id);
+            }
         }
         self.deliver(chunk, rest.reclaimed).await?;
         if done && rest.reclaimed {

@@ -152,11 +152,14 @@ impl Settler {
             let from = acks.len().saturating_sub(IDS_MAX);
             let mut command = ::redis::cmd("XACK");
             command.arg(&self.key).arg(&self.group);
-            let mut text = String::with_capacity(40);
+            // One for each entry that was ever read: the general formatting of numbers shows.
+            let (mut text, mut digits) = (Vec::with_capacity(41), itoa::Buffer::new());
             for id in &acks[from..] {
                 text.clear();
-                let _ = std::fmt::Write::write_fmt(&mut text, format_args!("{id}"));
-                command.arg(text.as_bytes());
+                text.extend_from_slice(digits.format(id.ms).as_bytes());
+                text.push(b'-');
+                text.extend_from_slice(digits.format(id.seq).as_bytes());
+                command.arg(text.as_slice());
             }
             let _: u64 = query(&self.redis, &self.key, &command).await?;
             acks.truncate(from);

@@ -7,7 +7,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 use uuid::Uuid;
 
-use crate::event::{Head, Interaction, SessionUpdate, Status};
+use crate::event::{Head, Interaction, SessionUpdate, Status, Text};
 use crate::seam::{Place, Rows};
 
 /// What stands before the first row.
@@ -92,12 +92,12 @@ impl Frames {
         self.row(11, event.head.occurred_at_us, event.head.event_id, place, |out| {
             field(out, event.session_id.as_bytes());
             field(out, event.user_id.as_bytes());
-            optional(out, event.intent.map(str::as_bytes));
+            optional(out, event.intent.map(Text::as_bytes));
             optional(out, event.latency_ms.map(f64::to_be_bytes).as_ref().map(<[u8; 8]>::as_slice));
             optional(out, event.confidence.map(|number| (number as f32).to_be_bytes()).as_ref().map(<[u8; 4]>::as_slice));
-            optional(out, event.channel.map(str::as_bytes));
-            optional(out, event.locale.map(str::as_bytes));
-            optional(out, event.transcript.map(str::as_bytes));
+            optional(out, event.channel.map(Text::as_bytes));
+            optional(out, event.locale.map(Text::as_bytes));
+            optional(out, event.transcript.map(Text::as_bytes));
             jsonb(out, event.attributes);
         });
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aegis_ingest::config;
 use aegis_ingest::event::{
-    Decode, Embedding, Fault, Interaction, Judge, Origin, Payload, SessionUpdate, Window, each_event, event_alone,
+    Decode, Embedding, Fault, Interaction, Judge, Origin, Payload, SessionUpdate, Text, Window, each_event, event_alone,
 };
 use aegis_ingest::seam::{Destination, Place, Rows as _};
 use aegis_ingest::timescale::{Database, Interactions};
@@ -142,12 +142,12 @@ fn decoded(payload: Payload<'_>) -> Result<(InteractionRow, Option<Vec<u8>>), Fa
         let mut judge = judge();
         found = event.and_then(|event| {
             let event = Interaction::decode(&mut judge, event, &ORIGIN)?;
-            let owned = |text: Option<&str>| text.map(str::to_owned);
+            let owned = |text: Option<Text<'_>>| text.map(|text| text.as_str().to_owned());
             let row = InteractionRow {
                 occurred_at_us: event.head.occurred_at_us,
                 event_id: event.head.event_id,
-                session_id: event.session_id.to_owned(),
-                user_id: event.user_id.to_owned(),
+                session_id: event.session_id.as_str().to_owned(),
+                user_id: event.user_id.as_str().to_owned(),
                 intent: owned(event.intent),
                 latency_ms: event.latency_ms,
                 confidence: event.confidence.map(|number| number as f32),

@@ -59,6 +59,8 @@ fn fresh(stage: &Stage, id: &'static str, rate: u32, time: Duration) -> Result<R
     row.series.push(each("samples", "", &|run| run.each.len() as f64));
     row.series.push(each("really sent", "events/s", &|run| run.rate));
     row.series.push(each("round trip of one question, part of each figure", "ms", &|run| run.question));
+    row.series.push(each("a bare commit of one row, nothing else running: p50", "ms", &|run| quantile(&run.commits, 0.5)));
+    row.series.push(each("a bare commit of one row, nothing else running: p99", "ms", &|run| quantile(&run.commits, 0.99)));
     row.series.push(each("worker's own histogram: half within", "ms", &|run| run.histogram.0));
     row.series.push(each("worker's own histogram: 99 of 100 within", "ms", &|run| run.histogram.1));
     let mut all: Vec<f64> = runs.iter().flat_map(|run| run.each.iter().copied()).collect();

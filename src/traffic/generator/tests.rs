@@ -30,7 +30,7 @@ fn every_event_is_valid_in_both_formats_and_ids_are_unique() {
                     Lane::Interactions => {
                         let decoded = event::Interaction::decode(judge, map, origin).unwrap();
                         assert!(decoded.embedding.is_none_or(|vector| vector.dimension() == 384));
-                        (decoded.head, decoded.session_id.to_owned())
+                        (decoded.head, decoded.session_id.as_str().to_owned())
                     }
                     Lane::Sessions => {
                         let decoded = event::SessionUpdate::decode(judge, map, origin).unwrap();
