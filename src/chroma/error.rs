@@ -123,6 +123,10 @@ impl ChromaError {
         let complaint = serde_json::from_slice::<Complaint>(body).ok();
         let raw = complaint.as_ref().map_or("", |complaint| complaint.message.as_str());
         let message = complaint.as_ref().map_or_else(|| "no message of Chroma's".to_owned(), speakable);
+        // Said of a collection that was deleted while the compactor was at it; it is asked for by name again.
+        if status == 404 && raw.contains("Collection [") && raw.ends_with("does not exist.") {
+            return Self::NotFound(message);
+        }
         if raw.contains("Error in compaction") || raw.contains("backfill request to compactor") {
             return Self::Failed { status, message };
         }
@@ -219,6 +223,13 @@ mod tests {
                 assert_eq!(ChromaError::from_response(status, &complaint("InternalError", message)).answer(), Answer::Wait);
             }
         }
+    }
+
+    #[test]
+    fn a_collection_that_is_gone_is_no_fault_of_the_compactor() {
+        let message = "Error in compaction: Error getting collection with segments: Collection [x] does not exist.";
+        let error = ChromaError::from_response(404, &complaint("NotFoundError", message));
+        assert!(matches!(error, ChromaError::NotFound(_)), "{error}");
     }
 
     #[test]

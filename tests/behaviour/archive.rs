@@ -22,9 +22,16 @@ use crate::support::{LONG, SOON, Space, Worker, send, stores, until, until_equal
 const LANES: (&str, &str) = ("AEGIS_LANES", "interactions,sessions,embeddings,archive");
 const DIMENSION: usize = 12;
 
-/// Runs a command of the program in a space.
+/// An operator's settings: its Redis user, and the role that reads.
+fn operator(space: &Space) -> Vec<(String, String)> {
+    let mut settings = space.settings_of("operator");
+    settings.push(("AEGIS_DATABASE_URL".to_owned(), space.database_url_of("reader")));
+    settings
+}
+
+/// Runs a command of the program in a space as an operator.
 fn run(space: &Space, arguments: &[&str]) -> (bool, String, String) {
-    let settings = space.settings();
+    let settings = operator(space);
     let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let output = tokio::task::block_in_place(|| worker::command(arguments, &settings));
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -173,7 +180,7 @@ async fn every_vector_is_one_row_and_every_bad_one_a_single_dead_letter() {
     assert_eq!(metrics.get("aegis_events_passed_total", &[("lane", "embeddings")]), 0.0);
     assert_eq!(metrics.find("aegis_events_dead_total", &[("lane", "archive"), ("code", "malformed")]), Some(0.0));
 
-    let settings = space.settings();
+    let settings = operator(&space);
     let mut settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     settings.push(LANES);
     let output = tokio::task::block_in_place(|| worker::command(&["status", "--json"], &settings));
@@ -201,7 +208,8 @@ async fn what_the_archive_itself_cannot_take_is_a_dead_letter_and_comes_back_wit
     let space = Space::new("archive_refused").await;
     let (mut redis, stream) = (space.redis().await, space.stream("embeddings"));
     let database = space.database().await;
-    database.batch_execute("ALTER TABLE embedding_log ADD CONSTRAINT no_x CHECK (document <> 'x')").await.unwrap();
+    let administrator = space.administrator().await;
+    administrator.batch_execute("ALTER TABLE embedding_log ADD CONSTRAINT no_x CHECK (document <> 'x')").await.unwrap();
     let _worker = Worker::start(&space, &[LANES]);
     send::json(
         &mut redis,
@@ -215,7 +223,7 @@ async fn what_the_archive_itself_cannot_take_is_a_dead_letter_and_comes_back_wit
         (1, 1)
     );
     assert_eq!(stores::record_count(&space.chroma(), &space.collection).await, 2);
-    database.batch_execute("ALTER TABLE embedding_log DROP CONSTRAINT no_x").await.unwrap();
+    administrator.batch_execute("ALTER TABLE embedding_log DROP CONSTRAINT no_x").await.unwrap();
     let (done, out, err) = run(&space, &["dead", "replay", "--all"]);
     assert!(done, "{out}{err}");
     settled(&space).await;
@@ -296,13 +304,13 @@ async fn a_deleted_collection_comes_back_as_it_was_while_traffic_runs() {
                 let id = rng.random_range(0..500);
                 let event = oracle.random(&mut rng, id);
                 send::data(&mut redis, &stream, &event).await;
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                tokio::time::sleep(Duration::from_millis(15)).await;
             }
             oracle
         }
     });
     let mut redis_length = space.redis().await;
-    until("traffic", SOON, async || (stores::length(&mut redis_length, &stream).await > 100).then_some(())).await;
+    until("traffic", SOON, async || (stores::length(&mut redis_length, &stream).await > 40).then_some(())).await;
     space.chroma().delete_collection(&space.collection).await.unwrap();
     let live = rebuild(&space, &[]);
     assert_eq!(live["incomplete"], Json::Null, "{live}");
@@ -424,7 +432,7 @@ async fn a_rebuild_that_is_killed_is_run_again() {
     for _ in 0..2 {
         space.chroma().delete_collection(&space.collection).await.unwrap();
         let mut command = std::process::Command::new(worker::PROGRAM);
-        command.args(["embeddings", "rebuild"]).env_clear().envs(space.settings()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(["embeddings", "rebuild"]).env_clear().envs(operator(&space)).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = servers::spawn(command).unwrap();
         until("some records", LONG, async || (stores::record_count(&space.chroma(), &space.collection).await > 0).then_some(()))
             .await;
@@ -444,10 +452,10 @@ async fn without_an_archive_it_says_what_to_turn_on_and_a_dry_run_changes_nothin
     let (mut redis, stream) = (space.redis().await, space.stream("embeddings"));
     let (done, _, err) = run(&space, &["embeddings", "rebuild"]);
     assert!(!done && err.contains("AEGIS_LANES=interactions,sessions,embeddings,archive"), "{err}");
-    space.database().await.batch_execute("ALTER TABLE embedding_log RENAME TO hidden").await.unwrap();
+    space.administrator().await.batch_execute("ALTER TABLE embedding_log RENAME TO hidden").await.unwrap();
     let (done, _, err) = run(&space, &["embeddings", "rebuild"]);
     assert!(!done && err.contains("aegis-ingest migrate") && err.contains("archive"), "{err}");
-    space.database().await.batch_execute("ALTER TABLE hidden RENAME TO embedding_log").await.unwrap();
+    space.administrator().await.batch_execute("ALTER TABLE hidden RENAME TO embedding_log").await.unwrap();
 
     let mut worker = Worker::start(&space, &[LANES]);
     send::json(
