@@ -1,5 +1,6 @@
 //! The composition root: the only place where concrete parts meet.
 
+pub mod erase;
 pub mod rebuild;
 mod retention;
 mod session_store;

@@ -8,11 +8,13 @@
 
 mod client;
 mod collections;
+mod erase;
 mod error;
 mod rows;
 mod vectors;
 
 pub use client::{Client, Collection, Limits, Neighbour, Record};
+pub use erase::{Find, Owned};
 pub use error::ChromaError;
 pub use rows::Rows;
 pub use vectors::Vectors;

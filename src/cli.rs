@@ -3,6 +3,7 @@
 mod check;
 mod dead;
 mod embeddings;
+mod erase;
 mod healthcheck;
 mod migrate;
 mod produce;
@@ -54,6 +55,8 @@ enum Command {
     Embeddings(embeddings::Args),
     /// Rebuilds sessions out of their updates
     Sessions(sessions::Args),
+    /// Erases a person, or a session, from all stores
+    Erase(erase::Args),
     /// Exits with 0 when the worker on this machine is ready
     Healthcheck(healthcheck::Args),
 }
@@ -126,6 +129,7 @@ pub fn main() -> ExitCode {
             Command::Dead(args) => dead::run(&config, args).await,
             Command::Embeddings(args) => Box::pin(embeddings::run(&config, args)).await,
             Command::Sessions(args) => Box::pin(sessions::run(&config, args)).await,
+            Command::Erase(args) => Box::pin(erase::run(&config, args)).await,
             Command::Healthcheck(args) => healthcheck::run(&config, args).await,
         }
     });

@@ -16,6 +16,7 @@ mod json;
 pub mod msgpack;
 mod payload;
 mod session;
+pub mod subject;
 
 pub use decode::{Decode, Judge};
 pub use fields::{collection_name, spoken};

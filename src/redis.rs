@@ -5,6 +5,7 @@
 //! else goes over pooled connections of the `redis` crate. Which server a key is on, [`topology`] alone knows.
 
 pub mod dead;
+pub mod erase;
 mod error;
 mod group;
 mod hold;

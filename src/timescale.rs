@@ -2,6 +2,7 @@
 
 mod copy;
 mod embedding_log;
+pub mod erase;
 mod error;
 pub mod frame;
 mod interactions;

@@ -7,6 +7,7 @@
 --   aegis_migrator  `aegis-ingest migrate`: becomes aegis_owner when it connects
 --   aegis_worker    `aegis-ingest run` with AEGIS_MIGRATE_ON_START=false: writes, and reads back nothing but session states
 --   aegis_reader    people and dashboards: reads, and writes nothing
+--   aegis_eraser    `aegis-ingest erase`: finds and removes rows of a person; folds anew sessions that others shared
 \set ON_ERROR_STOP on
 \set QUIET on
 SET client_min_messages = warning;
@@ -17,14 +18,15 @@ WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \g /dev/null
 \set migrator_password `cat "$SECRETS_DIR/postgres_migrator"`
 \set worker_password `cat "$SECRETS_DIR/postgres_worker"`
 \set reader_password `cat "$SECRETS_DIR/postgres_reader"`
-SELECT :'migrator_password' <> '' AND :'worker_password' <> '' AND :'reader_password' <> '' AS complete \gset
+\set eraser_password `cat "$SECRETS_DIR/postgres_eraser"`
+SELECT :'migrator_password' <> '' AND :'worker_password' <> '' AND :'reader_password' <> '' AND :'eraser_password' <> '' AS complete \gset
 \if :complete
 \else
-  \warn 'roles.sql: SECRETS_DIR must name a folder with postgres_migrator, postgres_worker and postgres_reader'
+  \warn 'roles.sql: SECRETS_DIR must name a folder with postgres_migrator, postgres_worker, postgres_reader and postgres_eraser'
   SELECT passwords_missing;
 \endif
 
-SELECT format('CREATE ROLE %I', role) FROM unnest('{aegis_owner,aegis_migrator,aegis_worker,aegis_reader}'::text[]) AS role
+SELECT format('CREATE ROLE %I', role) FROM unnest('{aegis_owner,aegis_migrator,aegis_worker,aegis_reader,aegis_eraser}'::text[]) AS role
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) \gexec
 
 -- LOGIN, since TimescaleDB runs a hypertable's background jobs as its owner and refuses owners without; no password, so no login.
@@ -32,6 +34,7 @@ ALTER ROLE aegis_owner LOGIN PASSWORD NULL;
 ALTER ROLE aegis_migrator LOGIN PASSWORD :'migrator_password' CONNECTION LIMIT 10;
 ALTER ROLE aegis_worker LOGIN PASSWORD :'worker_password';
 ALTER ROLE aegis_reader LOGIN PASSWORD :'reader_password' CONNECTION LIMIT 20;
+ALTER ROLE aegis_eraser LOGIN PASSWORD :'eraser_password' CONNECTION LIMIT 5;
 
 -- What the migrator makes belongs to the owner: whoever runs the next migration may alter it.
 GRANT aegis_owner TO aegis_migrator WITH INHERIT FALSE, SET TRUE;
@@ -45,18 +48,20 @@ ALTER ROLE aegis_reader SET statement_timeout = '60s';
 
 SELECT format(statement, current_database()) FROM unnest(ARRAY[
     'REVOKE ALL ON DATABASE %I FROM PUBLIC',
-    'GRANT CONNECT ON DATABASE %I TO aegis_owner, aegis_migrator, aegis_reader',
+    'GRANT CONNECT ON DATABASE %I TO aegis_owner, aegis_migrator, aegis_reader, aegis_eraser',
     -- The temporary table is where a batch with known rows goes first.
     'GRANT CONNECT, TEMPORARY ON DATABASE %I TO aegis_worker']) AS statement \gexec
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO aegis_owner;
-GRANT USAGE ON SCHEMA public TO aegis_worker, aegis_reader;
+GRANT USAGE ON SCHEMA public TO aegis_worker, aegis_reader, aegis_eraser;
 
 -- Copying into a hypertable and INSERT … ON CONFLICT DO NOTHING need INSERT alone; merging a session needs to see it.
 SELECT format(statement, name) FROM unnest('{interaction_logs,session_events,sessions,embedding_log}'::text[]) AS name,
     unnest(ARRAY['REVOKE ALL ON %I FROM aegis_worker', 'GRANT SELECT ON %I TO aegis_reader',
         CASE name WHEN 'sessions' THEN 'GRANT SELECT, INSERT, UPDATE ON %I TO aegis_worker'
-                  ELSE 'GRANT INSERT ON %I TO aegis_worker' END]) WITH ORDINALITY AS step (statement, turn)
+                  ELSE 'GRANT INSERT ON %I TO aegis_worker' END,
+        CASE name WHEN 'sessions' THEN 'GRANT SELECT, INSERT, DELETE ON %I TO aegis_eraser'
+                  ELSE 'GRANT SELECT, DELETE ON %I TO aegis_eraser' END]) WITH ORDINALITY AS step (statement, turn)
 WHERE to_regclass(name) IS NOT NULL ORDER BY name, turn \gexec
 
 -- What is done with old rows: anybody may see it, the migrator alone sets it. The function drops what the stored retention says

@@ -15,9 +15,9 @@ const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// Shorter than the 60 s after which common proxies close an idle connection, so that a request seldom meets a closed one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// Answers about a collection are some 2 KiB; error bodies are cut at it.
-const SMALL_ANSWER_BYTES_MAX: usize = 1 << 20;
+pub(super) const SMALL_ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Answers that hold records.
-const RECORDS_BYTES_MAX: usize = 64 << 20;
+pub(super) const RECORDS_BYTES_MAX: usize = 64 << 20;
 /// What single-node Chroma says its largest batch is; a larger claim is not believed, a missing one taken for it.
 const BATCH_MAX: usize = 5461;
 
@@ -234,7 +234,7 @@ impl Client {
         url
     }
 
-    fn collections(&self, path: &[&str]) -> Url {
+    pub(super) fn collections(&self, path: &[&str]) -> Url {
         let mut url = self.api(&["tenants", "default_tenant", "databases", "default_database", "collections"]);
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.extend(path);
@@ -242,7 +242,7 @@ impl Client {
         url
     }
 
-    async fn ask<T: for<'a> Deserialize<'a>>(
+    pub(super) async fn ask<T: for<'a> Deserialize<'a>>(
         &self,
         method: Method,
         url: Url,
@@ -254,7 +254,13 @@ impl Client {
     }
 
     /// Sends a request and reads the answer; `bytes_max` bounds the answer of a success.
-    async fn call(&self, method: Method, url: Url, body: Option<Vec<u8>>, bytes_max: usize) -> Result<Vec<u8>, ChromaError> {
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<Vec<u8>>,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, ChromaError> {
         let transport = |error: reqwest::Error| ChromaError::from_transport(&error, self.timeout);
         let mut request: RequestBuilder = self.http.request(method, url).timeout(self.timeout);
         if let Some(body) = body {

@@ -16,7 +16,7 @@ const COLUMNS: &str =
     "occurred_at, event_id, entry_ms, entry_seq, entry_index, collection, id, embedding, document, metadata, session_id, user_id";
 /// Key of the advisory lock by which erasing and rebuilding keep out of each other's way: what is erased must not be put back by a
 /// rebuild that had read it before. "aegis" in ASCII, plus one.
-const LOCK_KEY: i64 = 0x0061_6567_6974;
+pub(super) const LOCK_KEY: i64 = 0x0061_6567_6974;
 
 /// The hypertable of vectors.
 pub struct EmbeddingLog {

@@ -12,6 +12,7 @@ mod by_hand;
 mod decoding;
 mod delivery;
 mod endpoints;
+mod erase;
 mod inline_embedding;
 mod past_one_machine;
 mod policies;

@@ -250,6 +250,27 @@ AEGIS_DATABASE_URL=$(database_url migrator) operate sessions rebuild >/dev/null 
   is "$before" sql reader "SELECT md5(string_agg(s::text, ';' ORDER BY session_id)) FROM sessions s" && ok "sessions rebuild" || missed
 operate dead drop --all --yes >/dev/null && is 0 redis operator xlen aegis:interactions:dead && ok "dead drop" || missed
 
+echo "An eraser with its least"
+erase() { AEGIS_REDIS_URL=$(redis_url eraser) AEGIS_DATABASE_URL=$(database_url eraser) "$aegis" erase "$@" 2>/dev/null; }
+redis producer xadd aegis:interactions '*' json '[{"session_id":"s1","user_id":"u1","transcript":"unread"},{"session_id":"s9","user_id":"u9"}]' >/dev/null
+erase --user-id u1 >"$outside/erased" || fail "erase: $(cat "$outside/erased")"
+grep -q 'rows of interaction_logs' "$outside/erased" && ok "erase"
+for table in interaction_logs session_events sessions embedding_log; do
+  is 0 sql reader "SELECT count(*) FROM $table WHERE user_id = 'u1'" || fail "$table holds rows of u1"
+done
+[[ -z $(hash) ]] && ok "and nothing is left"
+"$aegis" run >>"$outside/worker.log" 2>&1 &
+worker=$!
+pids+=("$worker")
+eventually "what others had in the same entry is written" is 1 sql reader "SELECT count(*) FROM interaction_logs WHERE user_id = 'u9'"
+kill -TERM "$worker"
+wait "$worker" || fail "the worker did not leave with status 0"
+no_row() { ! sql eraser "$1" >/dev/null 2>&1 || fail "eraser may: $1"; ok "eraser may not: $1"; }
+for statement in "INSERT INTO interaction_logs (occurred_at, event_id, session_id, user_id) VALUES (now(), gen_random_uuid(), 's', 'u')" \
+  "UPDATE sessions SET seq = 0" "DROP TABLE sessions" "TRUNCATE sessions" "CREATE TABLE mine (x int)" "SELECT * FROM refinery_schema_history"; do
+  no_row "$statement"
+done
+
 # ---------------------------------------------------------------------------------------------------- nothing else
 echo "And nothing else: PostgreSQL"
 admin -d lp -c "CREATE TABLE other (secret text); INSERT INTO other VALUES ('x'); ALTER TABLE other OWNER TO aegis_owner"
@@ -314,6 +335,12 @@ no worker eval "return redis.call('set', KEYS[1], 1)" 1 aegis:sessions
 no worker eval "return redis.call('keys', '*')" 0
 no operator eval "return redis.call('xtrim', KEYS[1], 'MAXLEN', 0)" 1 aegis:sessions
 no operator hgetall aegis:session:s1
+no eraser xtrim aegis:interactions maxlen 0
+no eraser xgroup destroy aegis:interactions aegis
+no eraser del aegis:interactions
+no eraser set aegis:session:s1 x
+no eraser flushall
+no eraser get other
 no operator xreadgroup group aegis me streams aegis:sessions '>'
 no metrics xrange aegis:interactions - +
 no keda xrange aegis:interactions - +

@@ -26,9 +26,14 @@ impl Answer {
 
 /// Sends a request with further header lines, each ended by CR LF; `None`: no answer.
 pub async fn request(address: SocketAddr, method: &str, path: &str, headers: &str) -> Option<Answer> {
+    request_with(address, method, path, headers, "").await
+}
+
+/// The same with a body, whose length and type are among the header lines.
+pub async fn request_with(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Option<Answer> {
     let asked = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n{body}");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.ok()?;

@@ -115,7 +115,7 @@ impl Produces for MultiplexedConnection {
 pub fn prepare_cluster(outside: &Path, inside: &str) {
     let secrets = outside.join("secrets");
     std::fs::create_dir_all(&secrets).expect("a folder");
-    for role in ["migrator", "worker", "reader"] {
+    for role in ["migrator", "worker", "reader", "eraser"] {
         std::fs::write(secrets.join(format!("postgres_{role}")), SECRET).expect("a secret");
     }
     std::fs::copy(repository().join("infra/timescale/roles.sql"), secrets.join("roles.sql")).expect("roles.sql");
