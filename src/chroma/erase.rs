@@ -60,7 +60,7 @@ impl Client {
         }
     }
 
-    /// Whose the records are that are looked for.
+    /// Whose the records are that are looked for; none where the collection is gone.
     pub async fn owners(&self, collection: Uuid, find: Find<'_>) -> Result<Vec<Owned>, ChromaError> {
         #[derive(Deserialize)]
         struct Reply {
@@ -82,7 +82,12 @@ impl Client {
                 Find::Ids(ids) => wanted["ids"] = ids.into(),
             }
             let url = self.collections(&[&collection.to_string(), "get"]);
-            let reply: Reply = self.ask(Method::POST, url, Some(wanted.to_string().into_bytes()), RECORDS_BYTES_MAX).await?;
+            let body = Some(wanted.to_string().into_bytes());
+            let reply: Reply = match self.ask(Method::POST, url, body, RECORDS_BYTES_MAX).await {
+                // Deleted as a whole since it was listed.
+                Err(ChromaError::NotFound(message)) if message.starts_with("Collection [") => return Ok(Vec::new()),
+                reply => reply?,
+            };
             let count = reply.ids.len();
             offset += count;
             owned.extend(reply.ids.into_iter().zip(reply.metadatas).map(|(id, metadata)| {
