@@ -175,7 +175,7 @@ impl Entries {
     pub async fn next(&mut self) -> Result<Vec<RawEntry>, RedisError> {
         let mut eval = ::redis::cmd("EVAL");
         eval.arg(PAGE).arg(1).arg(&self.key).arg(&self.from).arg(self.until.to_string()).arg(PAGE_MAX).arg(PAGE_BYTES);
-        let page: Vec<(String, Vec<Vec<u8>>)> = query(&self.redis, &eval).await?;
+        let page: Vec<(String, Vec<Vec<u8>>)> = query(&self.redis, &self.key, &eval).await?;
         if let Some((last, _)) = page.last() {
             self.from = format!("({last}");
         }
@@ -218,7 +218,7 @@ pub async fn remove(
         let origin = ReplayOrigin { index: origin.index.saturating_add(*from), ..origin.clone() };
         eval.arg(name).arg(run.as_slice()).arg(origin.to_string());
     }
-    match query::<i64>(redis, &eval).await? {
+    match query::<i64>(redis, stream, &eval).await? {
         -1 => Ok(Removed::InHand),
         _ => Ok(Removed::Done),
     }
@@ -263,7 +263,7 @@ pub async fn letters(redis: &Redis, stream: &str, wanted: &Wanted, act: bool) ->
                     eval.arg(name).arg(value);
                 }
             }
-            query::<u64>(redis, &eval).await?;
+            query::<u64>(redis, stream, &eval).await?;
         }
     }
 }
@@ -301,29 +301,31 @@ pub async fn hashes_of(redis: &Redis, streams: &Streams, user: &str) -> Result<H
     let escaped: String =
         streams.session("").chars().flat_map(|c| (r"*?[]\".contains(c)).then_some('\\').into_iter().chain([c])).collect();
     let mut keys = HashSet::new();
-    let mut cursor = "0".to_owned();
-    loop {
-        let mut scan = ::redis::cmd("SCAN");
-        scan.arg(&cursor).arg("MATCH").arg(format!("{escaped}*")).arg("COUNT").arg(SCAN_COUNT);
-        let (next, found): (String, Vec<String>) = query(redis, &scan).await?;
-        for found in found.chunks(SCAN_COUNT) {
-            let mut pipeline = ::redis::Pipeline::new();
-            pipeline.ignore_errors();
-            for key in found {
-                pipeline.cmd("HGET").arg(key).arg("user_id");
+    // In a cluster every server has its part of the keys.
+    for node in &redis.topology.map().await?.nodes {
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut scan = ::redis::cmd("SCAN");
+            scan.arg(&cursor).arg("MATCH").arg(format!("{escaped}*")).arg("COUNT").arg(SCAN_COUNT);
+            let (next, found): (String, Vec<String>) = node.query(&scan).await?;
+            for found in found.chunks(SCAN_COUNT) {
+                let mut pipeline = ::redis::Pipeline::new();
+                pipeline.ignore_errors();
+                for key in found {
+                    pipeline.cmd("HGET").arg(key).arg("user_id");
+                }
+                let users: Vec<::redis::RedisResult<Value>> = node.pipeline(&pipeline).await?;
+                let is_user =
+                    |value: &::redis::RedisResult<Value>| matches!(value, Ok(Value::BulkString(text)) if text == user.as_bytes());
+                keys.extend(found.iter().zip(&users).filter(|(_, value)| is_user(value)).map(|(key, _)| key.clone()));
             }
-            let mut connection = redis.connection().await?;
-            let users: Vec<::redis::RedisResult<Value>> =
-                pipeline.query_async(&mut connection).await.map_err(|error| RedisError::from(&error))?;
-            let is_user =
-                |value: &::redis::RedisResult<Value>| matches!(value, Ok(Value::BulkString(text)) if text == user.as_bytes());
-            keys.extend(found.iter().zip(&users).filter(|(_, value)| is_user(value)).map(|(key, _)| key.clone()));
+            if next == "0" {
+                break;
+            }
+            cursor = next;
         }
-        if next == "0" {
-            return Ok(keys);
-        }
-        cursor = next;
     }
+    Ok(keys)
 }
 
 /// Which of these keys are there; removes them if asked to. Returns how many.
@@ -332,15 +334,16 @@ pub async fn hashes_of(redis: &Redis, streams: &Streams, user: &str) -> Result<H
 /// Redis is away or refuses.
 pub async fn hashes(redis: &Redis, keys: &[String], act: bool) -> Result<u64, RedisError> {
     let mut count = 0;
-    for keys in keys.chunks(SCAN_COUNT) {
-        // One command a key: in a cluster each has its own slot.
-        let mut pipeline = ::redis::Pipeline::new();
-        for key in keys {
-            pipeline.cmd(if act { "DEL" } else { "EXISTS" }).arg(key);
+    for (place, keys) in redis.by_server(keys, Clone::clone).await? {
+        for keys in keys.chunks(SCAN_COUNT) {
+            // One command a key: in a cluster each has its own slot.
+            let mut pipeline = ::redis::Pipeline::new();
+            for key in keys {
+                pipeline.cmd(if act { "DEL" } else { "EXISTS" }).arg(*key);
+            }
+            let done: Vec<u64> = place.node.pipeline(&pipeline).await.inspect_err(|error| redis.doubt(&place, error))?;
+            count += done.iter().sum::<u64>();
         }
-        let mut connection = redis.connection().await?;
-        let done: Vec<u64> = pipeline.query_async(&mut connection).await.map_err(|error| RedisError::from(&error))?;
-        count += done.iter().sum::<u64>();
     }
     Ok(count)
 }
