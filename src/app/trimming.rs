@@ -15,6 +15,8 @@ const PERIOD: Duration = Duration::from_secs(2);
 const PAUSE_STEPS: u32 = 9;
 /// Least pause after a step.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
+/// Longest one: where the machine is busy most of the time that a step takes is waiting, and trimming must keep up all the same.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// Steps at one stream before the lane's next one has its turn: some 400,000 entries.
 const STEPS_MAX: usize = 200;
 /// How long past `AEGIS_RETAIN` another group may be behind before the log tells of it: a restart or a slow hour of its own is
@@ -69,7 +71,7 @@ impl Stream {
             if !step.more {
                 break;
             }
-            tokio::time::sleep((began.elapsed() * PAUSE_STEPS).max(PAUSE_MIN)).await;
+            tokio::time::sleep((began.elapsed() * PAUSE_STEPS).clamp(PAUSE_MIN, PAUSE_MAX)).await;
         }
         let worst = holds.iter().filter(|hold| !own.contains(&hold.group)).max_by_key(|hold| hold.past);
         self.tell(worst);
