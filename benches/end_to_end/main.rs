@@ -30,7 +30,7 @@ use stage::{Size, Stage};
 /// A row: its name, and what measures it.
 type Measure = (&'static str, fn(&Stage) -> Result<Row>);
 
-const ROWS: [Measure; 12] = [
+const ROWS: [Measure; 13] = [
     ("drain-1", rows::drain_one_by_one),
     ("drain-50", rows::drain_by_fifties),
     ("latency-1000", rows::latency_calm),

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{GROUP, INTERACTIONS, drain, drain_into, per_second, say, used, worker_us};
+use super::{GROUP, INTERACTIONS, cpu_us, drain, drain_into, per_second, say, used};
 use crate::fill;
 use crate::process::meminfo;
 use crate::report::{Row, Series, Target, Verdict, median, ratios};
@@ -188,7 +188,7 @@ pub fn partitions(stage: &Stage) -> Result<Row> {
         row.series.push(Series::new(format!("{count} partitions"), "events/s", per_second(events, drains)));
         row.cpu(&format!("{count} partitions"), events, &used(drains));
     }
-    let [one, .., eight] = drains.each_ref().map(|drains| worker_us(events, drains));
+    let [one, .., eight] = drains.each_ref().map(|drains| cpu_us("worker", events, drains));
     let what = "worker's CPU an event, 8 partitions against 1";
     row.verdicts.push(Verdict::ratio(what, Target::AtMost(1.25), ratios(&eight, &one)));
     Ok(row)
