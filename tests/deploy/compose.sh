@@ -73,7 +73,7 @@ kept() {
 # --no-deps: it would scale the app back to one.
 produce() { quiet dc run --rm -T --no-deps load produce "$@"; }
 # What was ever added: what is settled may be trimmed meanwhile.
-added() { redis xinfo stream "aegis:$1" | grep -A 1 -x entries-added | tail -n 1; }
+added() { redis xinfo stream "aegis:$1" | sed -n "/^entries-added$/{n;p}"; }
 settled() { # everything that came into the streams is in the stores
   [[ $(rows interaction_logs) == "$(added interactions)" && $(rows session_events) == "$(added sessions)" &&
     $(vectors) == "$(added embeddings)" ]]
