@@ -184,9 +184,12 @@ postmaster() { dc exec -T timescaledb /bin/sh -c "kill -$1 \$(head -n 1 \"\$PGDA
 postmaster STOP
 eventually "Redis is unhealthy with a wrong password" 90 is redis unhealthy
 eventually "PostgreSQL is unhealthy while it takes no connection" 120 is timescaledb unhealthy
-eventually "so is the worker" 60 is app unhealthy
 echo "$keep" >"$STACK_SECRETS_DIR/redis_metrics"
 postmaster CONT
+# A worker goes on over the connections that it has: they have to fall silent too.
+docker pause "$(dc ps -q timescaledb)" >/dev/null
+eventually "the worker is unhealthy while PostgreSQL does not answer" 90 is app unhealthy
+docker unpause "$(dc ps -q timescaledb)" >/dev/null
 for service in redis timescaledb app; do eventually "$service is healthy again" 60 is "$service" healthy; done
 network=${project}_stores
 wrong=$(docker run --rm --network "$network" -e AEGIS_REDIS_URL=redis://aegis-worker:wrong@redis:6379 -e AEGIS_LANES=embeddings \
