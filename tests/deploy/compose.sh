@@ -199,5 +199,7 @@ wrong=$(docker run --rm --network "$network" -e AEGIS_REDIS_URL=redis://aegis-wo
 if dc exec -T timescaledb /bin/sh -c 'sed "s/127.0.0.1/127.0.0.2 -p 1/" /etc/aegis/healthcheck.sh | sh' >/dev/null 2>&1; then fail "healthy without TCP"; fi
 ok "PostgreSQL's does not pass without TCP"
 quiet dc stop -t 60 app
-[[ $(docker inspect -f '{{.State.ExitCode}}' "${apps[0]}" 2>/dev/null || docker inspect -f '{{.State.ExitCode}}' "$(dc ps -aq app | sed -n 1p)") == 0 ]] && ok "workers drain and end with status 0" || missed
+mapfile -t apps < <(dc ps -aq app)
+mapfile -t ended < <(docker inspect -f '{{.State.ExitCode}}' "${apps[@]}")
+[[ "${ended[*]}" == "0 0 0" ]] && ok "three workers drain and end with status 0" || missed
 echo "$passed checks passed"
