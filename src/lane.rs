@@ -32,8 +32,8 @@ use crate::telemetry::health::Outage;
 use crate::telemetry::metric::{LaneMetrics, LatencyBatch};
 
 /// Batches that are written but not acknowledged yet, beside those being written: settling takes a fraction of the time of
-/// writing, so one more than needed never holds up a writer.
-const SETTLING_MAX: usize = 2;
+/// writing, but for the moments in which Redis waits for its own log; these should hold up no writer.
+const SETTLING_MAX: usize = 4;
 
 /// Entries below which a read brought so little that the next one may wait for more.
 const FEW: usize = 64;
