@@ -104,25 +104,35 @@ const FILE: &str = "rows.copy";
 
 /// Writes what stands in the table to a file, in the order of its key.
 pub fn write_file(stage: &Stage) -> Result<()> {
-    let path = stage.postgres.own_path(FILE);
-    let query = format!("SELECT {INTERACTION_COLUMNS} FROM interaction_logs ORDER BY occurred_at, event_id");
+    write(stage, &format!("SELECT {INTERACTION_COLUMNS} FROM interaction_logs ORDER BY occurred_at, event_id"), FILE)
+}
+
+/// Writes what a query of the worker's database finds to a file in PostgreSQL's own folder.
+pub fn write(stage: &Stage, query: &str, file: &str) -> Result<()> {
+    let path = stage.postgres.own_path(file);
     stage.sql("aegis", &[&format!("COPY ({query}) TO '{path}' (FORMAT binary)")])
 }
 
-/// One backend copies that file into the empty table.
+/// One backend copies the interactions' file into the empty table.
 pub fn copy_file(stage: &Stage, database: &str, events: u64) -> Result<Drained> {
     stage.empty_tables(database)?;
-    let path = stage.postgres.own_path(FILE);
+    copy(stage, database, &format!("interaction_logs ({INTERACTION_COLUMNS})"), FILE, events)
+}
+
+/// One backend copies a file into an empty table, given with its columns; so many rows must stand there then.
+pub fn copy(stage: &Stage, database: &str, into: &str, file: &str, rows: u64) -> Result<Drained> {
+    let path = stage.postgres.own_path(file);
+    let table = into.split(' ').next().unwrap_or(into);
     let watched = stage.watched(&[]);
     let (seconds, used): (f64, Used) = stage.runtime.block_on(async {
         let client = super::stage::connect(&stage.own_database_url(database)).await?;
         // Like the worker's, the connection knows the table before the clock runs.
-        client.batch_execute("SELECT FROM interaction_logs LIMIT 1").await?;
+        client.batch_execute(&format!("SELECT FROM {table} LIMIT 1")).await?;
         let (before, began) = (watched.snapshot(), Instant::now());
-        client.batch_execute(&format!("COPY interaction_logs ({INTERACTION_COLUMNS}) FROM '{path}' (FORMAT binary)")).await?;
+        client.batch_execute(&format!("COPY {into} FROM '{path}' (FORMAT binary)")).await?;
         anyhow::Ok((began.elapsed().as_secs_f64(), before.until(&watched.snapshot())))
     })?;
-    let rows = stage.number(database, "SELECT count(*) FROM interaction_logs")?;
-    ensure!(rows.unsigned_abs() == events, "COPY wrote {rows} rows of {events}");
+    let found = stage.number(database, &format!("SELECT count(*) FROM {table}"))?;
+    ensure!(found.unsigned_abs() == rows, "COPY wrote {found} rows of {rows}");
     Ok(Drained { seconds, used })
 }

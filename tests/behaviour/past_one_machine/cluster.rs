@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::load::Load;
+use super::load::{Load, SESSIONS};
 use super::{say, setting};
 use crate::support::cluster::{Cluster, Primaries as _, Sender};
 use crate::support::space::Stores;
@@ -116,6 +116,12 @@ async fn commands(cluster: &Cluster, space: &Space, load: &Load) {
         if user == "administrator" {
             settings[0].1.clone_from(&space.redis_url);
         }
+        // Of the database's roles those that `sessions rebuild` and `erase` ask for.
+        for (redis_user, role) in [("operator", "migrator"), ("eraser", "eraser")] {
+            if redis_user == user {
+                settings.push(("AEGIS_DATABASE_URL".to_owned(), space.database_url_of(role)));
+            }
+        }
         let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let output = tokio::task::block_in_place(|| worker::command(arguments, &settings));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -143,4 +149,58 @@ async fn commands(cluster: &Cluster, space: &Space, load: &Load) {
     run("administrator", &["produce", "--count", "500"]);
     let after = cluster.length(&load.streams("interactions")).await;
     assert!(after > before, "produce wrote {} entries beside {letters} replayed", after - before);
+
+    // Hashes on every node come back.
+    for session in 0..SESSIONS {
+        let key = space.session_key(&format!("s{session}"));
+        redis::cmd("DEL").arg(&key).exec_async(&mut cluster.connection(&key).await).await.unwrap();
+    }
+    let rebuilt: serde_json::Value = serde_json::from_str(&run("operator", &["sessions", "rebuild", "--json"])).unwrap();
+    assert_eq!(rebuilt["hashes_changed"], SESSIONS, "{rebuilt}");
+    load.verify_hashes(cluster).await;
+
+    // A person goes from every node: what was written, and what the replay above put back unread.
+    let (kept, standing) = (kept(cluster, space, ERASED).await, standing(cluster, load, ERASED).await);
+    assert!(kept.iter().all(|count| *count > 0) && standing > 0, "there is something to erase: {kept:?}, {standing}");
+    let others = self::kept(cluster, space, BESIDE).await;
+    run("eraser", &["erase", "--user-id", ERASED, "--yes"]);
+    assert_eq!((self::kept(cluster, space, ERASED).await, self::standing(cluster, load, ERASED).await), ([0; 4], 0));
+    assert_eq!(self::kept(cluster, space, BESIDE).await, others, "what is somebody else's");
+}
+
+/// A user of interactions and of one session, and another one whose id begins with theirs.
+const ERASED: &str = "u1";
+const BESIDE: &str = "u10";
+
+/// Rows of the three tables and session hashes of a user.
+async fn kept(cluster: &Cluster, space: &Space, user: &str) -> [i64; 4] {
+    let database = space.database().await;
+    let mut found = [0; 4];
+    for (table, found) in ["interaction_logs", "session_events", "sessions"].iter().zip(&mut found) {
+        let query = format!("SELECT count(*) FROM {table} WHERE user_id = $1");
+        *found = database.query_one(&query, &[&user]).await.unwrap().get(0);
+    }
+    for session in 0..SESSIONS {
+        let key = space.session_key(&format!("s{session}"));
+        let hash = stores::session_hash(&mut cluster.connection(&key).await, &key).await;
+        found[3] += i64::from(hash.get("user_id").is_some_and(|own| own == user));
+    }
+    found
+}
+
+/// How often a user is named in the streams and in their dead letters.
+async fn standing(cluster: &Cluster, load: &Load, user: &str) -> usize {
+    // MessagePack, as the load is: a short text behind its length.
+    let named = [&[0xa0 | user.len() as u8], user.as_bytes()].concat();
+    let mut found = 0;
+    for stream in ["interactions", "sessions", "embeddings"].iter().flat_map(|lane| load.streams(lane)) {
+        for key in [format!("{stream}:dead"), stream] {
+            let mut redis = cluster.connection(&key).await;
+            let mut range = redis::cmd("XRANGE");
+            let entries: Vec<(String, Vec<Vec<u8>>)> = range.arg(&key).arg("-").arg("+").query_async(&mut redis).await.unwrap();
+            let values = entries.iter().flat_map(|(_, fields)| fields);
+            found += values.map(|value| value.windows(named.len()).filter(|window| *window == named).count()).sum::<usize>();
+        }
+    }
+    found
 }

@@ -11,7 +11,7 @@ use crate::support::send::{self, Fields};
 use crate::support::{Space, stores, until_equal, wait};
 
 /// Sessions of a load.
-const SESSIONS: usize = 64;
+pub const SESSIONS: usize = 64;
 /// Every so many interactions one is wrong, and one brings a vector.
 const WRONG_EVERY: usize = 97;
 const VECTOR_EVERY: usize = 400;
@@ -175,8 +175,13 @@ impl Load {
         })
         .await;
 
+        self.verify_hashes(primaries).await;
+    }
+
+    /// Each session is in its hash what it is in its table.
+    pub async fn verify_hashes(&self, primaries: &impl Primaries) {
         let mut differ = Vec::new();
-        let sessions = stores::sessions(&database).await;
+        let sessions = stores::sessions(&self.space.database().await).await;
         assert_eq!(sessions.len(), SESSIONS);
         for (session, row) in sessions {
             let key = self.space.session_key(&session);
