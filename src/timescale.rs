@@ -19,6 +19,7 @@ pub use session_tables::{SessionRows, SessionTables};
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use tokio_postgres::Client;
 
 use crate::config;
 use crate::tls::postgres::Connector;
@@ -80,6 +81,20 @@ impl Database {
             Err(DatabaseError::Unreachable("no answer within 5 seconds".to_owned()))
         }
     }
+}
+
+/// A connection of its own, outside of any pool: a session lock must not outlive its use.
+async fn connect(config: &config::Database) -> Result<(Client, tokio::task::JoinHandle<()>), DatabaseError> {
+    let pg = settings(config)?;
+    let (client, connection) = tokio::time::timeout(config.connect_timeout, pg.connect(config.tls.make()))
+        .await
+        .map_err(|_| DatabaseError::Unreachable("no connection within AEGIS_DATABASE_CONNECT_TIMEOUT".to_owned()))?
+        .map_err(|error| DatabaseError::from(&error))?;
+    let task = tokio::spawn(async move {
+        // Its error comes out of the client's calls as well.
+        let _ = connection.await;
+    });
+    Ok((client, task))
 }
 
 /// Connection settings out of the address, with bounds on a peer that went away without a word.

@@ -105,7 +105,7 @@ fn measure(asked: &Asked) -> Result<()> {
     let size = Size { quick: asked.quick, runs: if asked.quick { 3 } else { 5 } };
     let stage = Stage::start(size, python)?;
     machine.extend(versions(&stage)?);
-    let tried: Vec<String> = worker::tried().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let tried: Vec<String> = stage::tried().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     machine.push(("settings", if tried.is_empty() { "defaults".to_owned() } else { tried.join(" ") }));
     let form = if asked.quick { "short form, medians of 3 runs" } else { "medians of 5 runs" };
     let mut report = Report { title: format!("aegis-ingest, end to end ({form})"), machine, rows: Vec::new() };

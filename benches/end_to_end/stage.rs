@@ -1,6 +1,7 @@
 //! What every measurement stands on: the servers, connections to look at them, and a clean start for each run.
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,6 +13,14 @@ use super::servers::{self, Server};
 
 /// A run that takes longer has hung.
 const RUN_MAX: Duration = Duration::from_mins(10);
+
+/// The program.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_aegis-ingest");
+
+/// Settings for the worker out of the bench's own environment: to find out what they do.
+pub fn tried() -> Vec<(String, String)> {
+    std::env::vars().filter(|(name, _)| name.starts_with("AEGIS_BATCH_") || name == "AEGIS_WRITERS").collect()
+}
 
 /// Unix milliseconds.
 pub fn now_ms() -> u64 {
@@ -80,7 +89,16 @@ impl Stage {
 
     /// The worker's own command for the schema.
     pub fn migrate(&self, database: &str) -> Result<()> {
-        servers::output_of(super::worker::command(self, database, &["migrate"])).map(drop)
+        servers::output_of(self.program(database, &["migrate"])).map(drop)
+    }
+
+    /// The program with the addresses of the servers and hardly anything else in its environment.
+    pub fn program(&self, database: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(arguments).env_clear().current_dir(self.folder.path()).stdin(Stdio::null());
+        command.env("AEGIS_REDIS_URL", self.redis_url()).env("AEGIS_DATABASE_URL", self.database_url(database));
+        command.env("AEGIS_CHROMA_URL", self.chroma_url()).envs(tried());
+        command
     }
 
     /// For `AEGIS_REDIS_URL`.

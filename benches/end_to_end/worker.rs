@@ -1,7 +1,7 @@
 //! The worker as users start it: the release binary, nothing set but where the servers are, and what the bench was told by
 //! `AEGIS_BATCH_…` and `AEGIS_WRITERS` in its own environment.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,23 +10,6 @@ use rustix::process::Signal;
 use super::process::{self, pause_ms};
 use super::servers::{free_port, signal, wait_exit};
 use super::stage::Stage;
-
-/// The program.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_aegis-ingest");
-
-/// Settings for the worker out of the bench's own environment: to find out what they do.
-pub fn tried() -> Vec<(String, String)> {
-    std::env::vars().filter(|(name, _)| name.starts_with("AEGIS_BATCH_") || name == "AEGIS_WRITERS").collect()
-}
-
-/// The program with the addresses of the servers and hardly anything else in its environment.
-pub fn command(stage: &Stage, database: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(arguments).env_clear().current_dir(stage.folder.path()).stdin(Stdio::null());
-    command.env("AEGIS_REDIS_URL", stage.redis_url()).env("AEGIS_DATABASE_URL", stage.database_url(database));
-    command.env("AEGIS_CHROMA_URL", stage.chroma_url()).envs(tried());
-    command
-}
 
 /// A running worker.
 pub struct Worker {
@@ -44,10 +27,10 @@ impl Worker {
     pub fn start_with(stage: &Stage, database: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let port = free_port()?;
         let log = std::fs::File::create(stage.folder.path().join("worker.log"))?;
-        let mut command = command(stage, database, &["run"]);
+        let mut command = stage.program(database, &["run"]);
         command.envs(settings.iter().copied());
         command.env("AEGIS_HTTP_ADDR", format!("127.0.0.1:{port}")).stdout(log.try_clone()?).stderr(log);
-        Ok(Self { child: command.spawn().context(PROGRAM)?, port })
+        Ok(Self { child: command.spawn().context("aegis-ingest run")?, port })
     }
 
     /// Waits until `/readyz` says so.

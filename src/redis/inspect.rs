@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ::redis::Value;
 
-use super::{Redis, RedisError, query, trim};
+use super::{Redis, RedisError, query};
 use crate::config::Streams;
 use crate::seam::EntryId;
 use crate::telemetry::metric::LaneMetrics;
@@ -84,6 +84,20 @@ fn id(map: &HashMap<String, Value>, key: &str) -> Option<EntryId> {
     map.get(key).and_then(|value| ::redis::from_redis_value_ref::<String>(value).ok()).and_then(|text| text.parse().ok())
 }
 
+/// Where it stands who trims a stream, and how much went.
+pub(super) fn trimmer_key(key: &str) -> String {
+    format!("{key}:trimmer")
+}
+
+/// Entries that went since the stream began, every one of them settled by the group before.
+///
+/// # Errors
+/// Redis is away or refuses.
+async fn trimmed(redis: &Redis, key: &str) -> Result<u64, RedisError> {
+    let found: Option<u64> = query(redis, key, ::redis::cmd("HGET").arg(trimmer_key(key)).arg("trimmed")).await?;
+    Ok(found.unwrap_or_default())
+}
+
 /// Looks at one stream and its group.
 ///
 /// # Errors
@@ -106,7 +120,7 @@ pub async fn stream(redis: &Redis, streams: &Streams, key: &str) -> Result<Strea
     let delivered = id(&group, "last-delivered-id").unwrap_or_default();
     let read = match number(&group, "entries-read") {
         // A group that was made at the beginning and never read has no count yet; what was trimmed before it had been settled.
-        None if delivered == EntryId::default() => Some(trim::trimmed(redis, key).await?),
+        None if delivered == EntryId::default() => Some(trimmed(redis, key).await?),
         read => read,
     };
     if let (Some(added), Some(read), Some(lag)) = (added, read, info.lag) {

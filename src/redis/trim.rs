@@ -239,7 +239,7 @@ impl Trimmer {
             None => knows_acked(&inspect::server(&self.redis, &self.key).await?.version),
         };
         let mut command = ::redis::cmd("EVAL");
-        command.arg(TRIM).arg(2).arg(&self.key).arg(trimmer_key(&self.key));
+        command.arg(TRIM).arg(2).arg(&self.key).arg(inspect::trimmer_key(&self.key));
         command.arg(self.retain.as_millis() as u64).arg(&self.groups).arg(&self.consumer).arg(LEASE.as_millis() as u64);
         command.arg(u8::from(acked)).arg(&self.from);
         // Another server may answer after a failure.
@@ -250,20 +250,6 @@ impl Trimmer {
         self.from = from;
         Ok(Step { trimmed, more: more == 1, holds: holds(found, due_ms) })
     }
-}
-
-/// Where it stands who trims a stream, and how much went.
-fn trimmer_key(key: &str) -> String {
-    format!("{key}:trimmer")
-}
-
-/// Entries that went since the stream began, every one of them settled by the group before.
-///
-/// # Errors
-/// Redis is away or refuses.
-pub(super) async fn trimmed(redis: &Redis, key: &str) -> Result<u64, RedisError> {
-    let found: Option<u64> = query(redis, key, ::redis::cmd("HGET").arg(trimmer_key(key)).arg("trimmed")).await?;
-    Ok(found.unwrap_or_default())
 }
 
 /// Redis has `XTRIM … ACKED` since 8.2; 8.2.0 could end over it.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::copy::{Target, Way, attempt, bring, settle_rows};
 use super::frame::{Frames, Micros, field, optional};
-use super::{Database, DatabaseError, schema};
+use super::{Database, DatabaseError, connect};
 use crate::config::{self, BatchLimits};
 use crate::event::{Decode as _, Embedding, Fault, Judge, Origin};
 use crate::seam::{self, Destination, EntryId, WriteError, Written};
@@ -153,7 +153,7 @@ impl Archive {
     /// # Errors
     /// The database is away, refuses, or has no such table.
     pub async fn open(config: &config::Database) -> Result<Option<Self>, DatabaseError> {
-        let (client, connection) = schema::connect(config).await?;
+        let (client, connection) = connect(config).await?;
         let failed = |error: tokio_postgres::Error| DatabaseError::from(&error);
         // A look at all vectors takes longer than what a reader's role is commonly given for a question.
         client.batch_execute("SET statement_timeout = 0").await.map_err(failed)?;

@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Row, Transaction};
 
 use super::embedding_log::LOCK_KEY;
 use super::frame::Micros;
-use super::{DatabaseError, schema};
+use super::{DatabaseError, connect};
 use crate::config;
 use crate::event::subject::{Subject, Wanted};
 use crate::event::{SessionState, Version};
@@ -65,7 +65,7 @@ impl Eraser {
     /// # Errors
     /// The database is away or refuses.
     pub async fn open(config: &config::Database) -> Result<Option<Self>, DatabaseError> {
-        let (client, connection) = schema::connect(config).await?;
+        let (client, connection) = connect(config).await?;
         // No index serves a search by user, on purpose (see V1): it goes through every row.
         client.batch_execute("SET statement_timeout = 0").await.map_err(failed)?;
         let row = client

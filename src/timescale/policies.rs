@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Transaction};
 
+use super::connect;
 use super::error::DatabaseError;
-use super::schema::connect;
 use crate::config::{self, Policies};
 use crate::event::spoken;
 

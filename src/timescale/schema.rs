@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::error::DatabaseError;
 use super::policies::{self, Line, Stored};
+use super::{DatabaseError, connect};
 use crate::config::{self, Lane};
 
 mod embedded {
@@ -29,20 +29,6 @@ pub struct Migrated {
 /// The newest version of the schema that this program knows.
 pub fn newest_version() -> i32 {
     embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or_default()
-}
-
-/// A connection of its own, outside of any pool: a session lock must not outlive its use.
-pub(super) async fn connect(config: &config::Database) -> Result<(Client, tokio::task::JoinHandle<()>), DatabaseError> {
-    let pg = super::settings(config)?;
-    let (client, connection) = tokio::time::timeout(config.connect_timeout, pg.connect(config.tls.make()))
-        .await
-        .map_err(|_| DatabaseError::Unreachable("no connection within AEGIS_DATABASE_CONNECT_TIMEOUT".to_owned()))?
-        .map_err(|error| DatabaseError::from(&error))?;
-    let task = tokio::spawn(async move {
-        // Its error comes out of the client's calls as well.
-        let _ = connection.await;
-    });
-    Ok((client, task))
 }
 
 /// Brings the schema up to date. Any number of programs may do so at once; a newer schema is left as it is.

@@ -10,7 +10,6 @@ use super::say;
 use crate::latency::{self, Beside, Latencies, quantile};
 use crate::report::{Row, Series, Target, Verdict};
 use crate::stage::{Stage, now_ms};
-use crate::worker;
 
 /// Live events a second.
 const RATE: u32 = 1_000;
@@ -54,7 +53,7 @@ pub fn backfill(stage: &Stage) -> Result<Row> {
     for run in 1..=stage.size.runs {
         for ((name, arguments), found) in ways.iter().zip(&mut found) {
             stage.empty_redis()?;
-            let beside = arguments.map(|arguments| Beside { command: worker::command(stage, "aegis", arguments), events });
+            let beside = arguments.map(|arguments| Beside { command: stage.program("aegis", arguments), events });
             let latencies = latency::run_beside(stage, RATE, time, 300 + run as u64 * 2, beside)?;
             say(&format!(
                 "run {run}, {name}: {} samples, p50 {:.2} ms, p99 {:.2} ms, greatest {:.2} ms; backfill {:.0}/s",

@@ -163,8 +163,17 @@ async fn commands(cluster: &Cluster, space: &Space, load: &Load) {
     let (kept, standing) = (kept(cluster, space, ERASED).await, standing(cluster, load, ERASED).await);
     assert!(kept.iter().all(|count| *count > 0) && standing > 0, "there is something to erase: {kept:?}, {standing}");
     let others = self::kept(cluster, space, BESIDE).await;
+    // Hashes that no row tells of any more, on every node.
+    let strays: Vec<_> = (0..16).map(|n| space.session_key(&format!("stray{n}"))).collect();
+    for key in &strays {
+        redis::cmd("HSET").arg(key).arg("user_id").arg(ERASED).exec_async(&mut cluster.connection(key).await).await.unwrap();
+    }
     run("eraser", &["erase", "--user-id", ERASED, "--yes"]);
     assert_eq!((self::kept(cluster, space, ERASED).await, self::standing(cluster, load, ERASED).await), ([0; 4], 0));
+    for key in &strays {
+        let stray = stores::session_hash(&mut cluster.connection(key).await, key).await;
+        assert!(stray.is_empty(), "{key} still stands: {stray:?}");
+    }
     assert_eq!(self::kept(cluster, space, BESIDE).await, others, "what is somebody else's");
 }
 
