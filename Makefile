@@ -64,6 +64,6 @@ scale: ## What an event costs through 1, 2, 4 and 8 partitions (QUICK=1: in shor
 demo: ## All of it in one go: servers, build, 200,000 events, what became of them (KEEP=1: leave it running)
 	@infra/local/demo
 
-bench: ## Measure: microbenchmarks, then every row of the README's table (QUICK=1: in three minutes; FILTER=NAME: one row)
+bench: ## Measure: microbenchmarks, then every row of the README's table (QUICK=1: in short, three minutes and the build; FILTER=NAME: one row)
 	@$(if $(FILTER),,cargo bench --locked --bench micro)
 	@cargo bench --locked --bench end_to_end -- $(if $(QUICK),--quick) $(if $(FILTER),--filter $(FILTER))

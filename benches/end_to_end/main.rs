@@ -109,12 +109,12 @@ fn measure(asked: &Asked) -> Result<()> {
         println!("NO PYTHON WORKER to compare with: {why}");
     }
     println!("Starting Redis, PostgreSQL and Chroma …");
-    let size = Size { quick: asked.quick, runs: if asked.quick { 3 } else { 5 } };
+    let size = Size { quick: asked.quick, runs: if asked.quick { 2 } else { 5 } };
     let stage = Stage::start(size, python)?;
     machine.extend(versions(&stage)?);
     let tried: Vec<String> = stage::tried().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     machine.push(("settings", if tried.is_empty() { "defaults".to_owned() } else { tried.join(" ") }));
-    let form = if asked.quick { "short form, medians of 3 runs" } else { "medians of 5 runs" };
+    let form = if asked.quick { "short form, means of 2 runs" } else { "medians of 5 runs" };
     let mut report = Report { title: format!("aegis-ingest, end to end ({form})"), machine, rows: Vec::new() };
     for (i, (name, measure)) in ROWS.iter().enumerate().filter(|(_, (name, _))| asked.wants(name)) {
         println!("[{}/{}] {name}  ({} s so far)", i + 1, ROWS.len(), began.elapsed().as_secs());
