@@ -211,7 +211,7 @@ async fn find_schema(config: &crate::config::Database, lanes: &[LaneName]) -> Re
 /// Open files beside the readers' connections: pools, endpoints, logs, and some to spare.
 const OPEN_FILES: usize = 256;
 /// Batches of a lane that are held beside those being written: settling, gathering, being read.
-const BATCHES_BESIDE: usize = 6;
+const BATCHES_BESIDE: usize = 3;
 /// Bytes that a read brings at least, when many streams share what a lane may hold.
 const READ_BYTES_MIN: usize = 64 * 1024;
 

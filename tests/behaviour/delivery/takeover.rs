@@ -14,7 +14,8 @@ const CLAIM_IDLE: (&str, &str) = ("AEGIS_CLAIM_IDLE", "1s");
 async fn a_restarted_worker_first_settles_its_own_pending_entries() {
     let space = Space::new("own_first").await;
     let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
-    let settings = [("AEGIS_CONSUMER", "it"), ("AEGIS_CLAIM_IDLE", "1h")];
+    // One writer: what is read first is written first, however long a connection takes.
+    let settings = [("AEGIS_CONSUMER", "it"), ("AEGIS_CLAIM_IDLE", "1h"), ("AEGIS_WRITERS", "1")];
     let lock = TableLock::take(&space, "interaction_logs").await;
     let mut worker = Worker::start(&space, &settings);
     worker.ready().await;

@@ -11,7 +11,7 @@ const PARTITIONS: u16 = 64;
 /// Entries a partition, and bytes of each: 64 MiB in all.
 const ENTRIES: usize = 64;
 const BYTES: usize = 16 * 1024;
-/// What so many streams may take more than one, which does not even fill the room of its lane (18 MiB of entries; rows and what is
+/// What so many streams may take more than one, which does not even fill the room of its lane (12 MiB of entries; rows and what is
 /// being copied come on top). Without a common room all of the 64 MiB that stand in the streams would be held, and their rows.
 const MEMORY_MORE: u64 = 56 << 20;
 

@@ -11,7 +11,7 @@ use crate::support::space::Stores;
 use crate::support::{LONG, Space, Worker, send, stores, until, until_equal};
 
 /// Entries that may stand in the stream when the short form sends more.
-const ROOM: u64 = 5_000;
+const ROOM: u64 = 4_000;
 const PARTS: u64 = 8;
 
 /// Several times as many entries as are ever allowed to stand in the stream: without trimming there is no room after the first.
