@@ -32,7 +32,7 @@ struct Key {
     query: &'static str,
     drop: &'static str,
     make: &'static str,
-    /// Rows, a thousandth of the interactions.
+    /// Rows, in thousandths of the interactions.
     thousandths: u64,
 }
 

@@ -51,11 +51,19 @@ async fn every_event_survives_a_failover() {
     for worker in &mut workers {
         worker.stop();
     }
-    for (user, arguments) in [("operator", &["status"][..]), ("worker", &["check"]), ("operator", &["dead", "list"])] {
-        let settings = space.settings_of(user);
+    let erase = ["erase", "--user-id", "u1", "--yes"];
+    for (user, arguments) in
+        [("operator", &["status"][..]), ("worker", &["check"]), ("operator", &["dead", "list"]), ("eraser", &erase)]
+    {
+        let mut settings = space.settings_of(user);
+        if user == "eraser" {
+            settings.push(("AEGIS_DATABASE_URL".to_owned(), space.database_url_of(user)));
+        }
         let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let output = tokio::task::block_in_place(|| worker::command(arguments, &settings));
         let (text, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{arguments:?}: {}\n{text}{error}", output.status);
     }
+    let left = "SELECT count(*) FROM interaction_logs WHERE user_id = 'u1'";
+    assert_eq!(space.database().await.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0, "rows of whom was erased");
 }
