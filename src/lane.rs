@@ -250,6 +250,10 @@ async fn deliver<D: Destination, T: Settle>(shared: Arc<Shared<D, T>>, mut batch
             Err(WriteError::Away(error)) => {
                 outage.failed(&error);
                 tokio::time::sleep(pauses.next(rand::random())).await;
+                if shared.destination.beside_stream() {
+                    // Without effect, but for what was lost with the server that failed.
+                    shared.write(&mut batch).await?;
+                }
             }
             Err(WriteError::Bug(error)) => return Err(Bug(error)),
         }

@@ -111,6 +111,32 @@ impl Redis {
     }
 }
 
+/// One connection to the server of a key, for commands of which a later one stands on an earlier one. It never comes back
+/// after it broke: whoever was promoted, or restarted, in between and lacks the earlier one never gets the later one.
+struct Line<'a> {
+    redis: &'a Redis,
+    place: Place,
+    connection: deadpool_redis::Connection,
+}
+
+impl Line<'_> {
+    async fn to<'a>(redis: &'a Redis, key: &str) -> Result<Line<'a>, RedisError> {
+        let place = redis.serving(key).await?;
+        let connection = place.node.connection().await.inspect_err(|error| redis.doubt(&place, error))?;
+        Ok(Line { redis, place, connection })
+    }
+
+    async fn pipeline<T: ::redis::FromRedisValue>(&mut self, commands: &::redis::Pipeline) -> Result<T, RedisError> {
+        let answer = commands.query_async(&mut self.connection).await.map_err(|error| RedisError::from(&error));
+        answer.inspect_err(|error| self.redis.doubt(&self.place, error))
+    }
+
+    async fn query<T: ::redis::FromRedisValue>(&mut self, command: &::redis::Cmd) -> Result<T, RedisError> {
+        let answer = command.query_async(&mut self.connection).await.map_err(|error| RedisError::from(&error));
+        answer.inspect_err(|error| self.redis.doubt(&self.place, error))
+    }
+}
+
 /// Runs one command of this key's server.
 ///
 /// # Errors

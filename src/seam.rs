@@ -204,6 +204,12 @@ pub trait Destination: Send + Sync + 'static {
 
     /// Batches that it takes well at the same time.
     fn writers_max(&self) -> usize;
+
+    /// Whether part of what it writes stands where the stream stands, and may be lost when that fails: then a batch is written
+    /// once more before it is acknowledged after a failure.
+    fn beside_stream(&self) -> bool {
+        false
+    }
 }
 
 /// What a dead letter keeps of its event.

@@ -60,6 +60,10 @@ impl Destination for SessionStore {
     fn writers_max(&self) -> usize {
         self.limits.writers_max
     }
+
+    fn beside_stream(&self) -> bool {
+        true
+    }
 }
 
 fn write_error(error: &RedisError) -> WriteError {

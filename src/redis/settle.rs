@@ -6,7 +6,7 @@ use ::redis::Pipeline;
 
 use super::error::RedisError;
 use super::group::all_own_pending;
-use super::{Redis, query};
+use super::{Line, Redis, query};
 use crate::config::Streams;
 use crate::seam::{Answer, DeadBody, EntryId, Setaside, Settle, Settlement, WriteError};
 
@@ -98,11 +98,7 @@ impl Settler {
         }
     }
 
-    async fn run(&self, pipeline: &Pipeline) -> Result<Vec<u64>, RedisError> {
-        super::pipeline(&self.redis, &self.key, pipeline).await
-    }
-
-    async fn forward(&self, forwards: &[Vec<u8>]) -> Result<(), RedisError> {
+    async fn forward(&self, line: &mut Line<'_>, forwards: &[Vec<u8>]) -> Result<(), RedisError> {
         let mut left = forwards;
         while !left.is_empty() {
             let mut pipeline = Pipeline::new();
@@ -115,13 +111,13 @@ impl Settler {
                 count += 1;
                 bytes += data.len();
             }
-            self.run(&pipeline).await?;
+            line.pipeline::<()>(&pipeline).await?;
             left = &left[count..];
         }
         Ok(())
     }
 
-    async fn set_aside(&self, dead: &mut Vec<(EntryId, Vec<Setaside>)>) -> Result<u64, RedisError> {
+    async fn set_aside(&self, line: &mut Line<'_>, dead: &mut Vec<(EntryId, Vec<Setaside>)>) -> Result<u64, RedisError> {
         let mut dropped = 0;
         while !dead.is_empty() {
             let from = dead.len().saturating_sub(DEAD_MAX);
@@ -141,13 +137,26 @@ impl Settler {
                     };
                 }
             }
-            dropped += self.run(&pipeline).await?.iter().sum::<u64>();
+            dropped += line.pipeline::<Vec<u64>>(&pipeline).await?.iter().sum::<u64>();
             dead.truncate(from);
         }
         Ok(dropped)
     }
 
-    async fn acknowledge(&self, acks: &mut Vec<EntryId>) -> Result<(), RedisError> {
+    async fn settle_at_once(&self, settlement: &mut Settlement) -> Result<u64, RedisError> {
+        // One connection: a replica that is promoted in between may lack what was forwarded, and an acknowledgement that it
+        // takes must not outlive that.
+        let mut line = Line::to(&self.redis, &self.key).await?;
+        // What others depend on comes first, the acknowledgement last.
+        self.forward(&mut line, &settlement.forwards).await?;
+        let dropped = self.set_aside(&mut line, &mut settlement.dead).await?;
+        self.acknowledge(&mut line, &mut settlement.acks).await?;
+        // Not before, for the same reason. Twice forwarded is one vector.
+        settlement.forwards.clear();
+        Ok(dropped)
+    }
+
+    async fn acknowledge(&self, line: &mut Line<'_>, acks: &mut Vec<EntryId>) -> Result<(), RedisError> {
         while !acks.is_empty() {
             let from = acks.len().saturating_sub(IDS_MAX);
             let mut command = ::redis::cmd("XACK");
@@ -161,7 +170,7 @@ impl Settler {
                 text.extend_from_slice(digits.format(id.seq).as_bytes());
                 command.arg(text.as_slice());
             }
-            let _: u64 = query(&self.redis, &self.key, &command).await?;
+            line.query::<u64>(&command).await?;
             acks.truncate(from);
         }
         Ok(())
@@ -228,17 +237,12 @@ pub async fn remove_gone_consumers(settler: &Settler) -> Result<u64, RedisError>
 
 impl Settle for Settler {
     async fn settle(&self, settlement: &mut Settlement) -> Result<u64, WriteError> {
-        let done = async {
-            // What others depend on comes first, the acknowledgement last.
-            self.forward(&settlement.forwards).await?;
-            let dropped = self.set_aside(&mut settlement.dead).await?;
-            self.acknowledge(&mut settlement.acks).await?;
-            // Not before: a replica that is promoted in between may lack what was forwarded, and an acknowledgement that it
-            // takes must not outlive that. Twice forwarded is one vector.
-            settlement.forwards.clear();
-            Ok(dropped)
-        };
-        done.await.map_err(|error: RedisError| match error.answer() {
+        let mut done = self.settle_at_once(settlement).await;
+        if let Err(RedisError::Moved(_)) = done {
+            // The map that is asked for now knows where to; when not, it is an outage.
+            done = self.settle_at_once(settlement).await;
+        }
+        done.map_err(|error| match error.answer() {
             // A group that is gone has no pending entries to settle; the reader makes it again and the entries come back.
             Answer::Wait => WriteError::Away(error.to_string()),
             Answer::Stop | Answer::SetAside => WriteError::Bug(error.to_string()),

@@ -387,7 +387,7 @@ impl Topology {
             }
         }
         drop(asked);
-        let Some(((host, port), _)) = votes.into_iter().max_by_key(|(_, votes)| *votes) else { return Err(trouble) };
+        let (host, port) = elected(votes).unwrap_or(Err(trouble))?;
         // Sentinels name the old one until the new one is agreed upon; what it is, it knows itself.
         let role: Vec<Value> = ::redis::from_redis_value(self.manner.ask(&host, port, &::redis::cmd("ROLE")).await?)
             .map_err(|_| RedisError::Unexpected("an answer to ROLE that is none".to_owned()))?;
@@ -404,6 +404,19 @@ impl Topology {
         let deadlines = self.manner.deadlines().set_response_timeout(Some(answers));
         client.get_multiplexed_async_connection_with_config(&deadlines).await.map_err(|error| RedisError::from(&error))
     }
+}
+
+/// The server that most sentinels name; `None` when none of them names one.
+fn elected(votes: HashMap<(String, u16), usize>) -> Option<Result<(String, u16), RedisError>> {
+    let most = votes.values().max().copied()?;
+    let mut named: Vec<_> = votes.into_iter().filter(|(_, votes)| *votes == most).map(|(place, _)| place).collect();
+    let place = named.pop()?;
+    // The old primary may be back and believe to be one still: what it would be told now is lost when it learns better.
+    Some(if named.is_empty() {
+        Ok(place)
+    } else {
+        Err(RedisError::Unavailable("the sentinels do not agree yet on which server is the primary".to_owned()))
+    })
 }
 
 /// Tells whose error it is: an operator would look at the server otherwise.
@@ -479,6 +492,15 @@ mod tests {
         assert_eq!(slot(b"foo{}{bar}"), 8363);
         assert_eq!(slot(b"foo{{bar}}zap"), slot(b"{bar"));
         assert_eq!(slot(b"aegis:interactions:{3}"), slot(b"aegis:interactions:{3}:dead"));
+    }
+
+    #[test]
+    fn who_most_sentinels_name_is_the_primary_and_a_tie_is_waited_out() {
+        let (old, new) = (("10.0.0.1".to_owned(), 6379), ("10.0.0.2".to_owned(), 6379));
+        assert_eq!(elected(HashMap::new()), None);
+        assert_eq!(elected(HashMap::from([(old.clone(), 1), (new.clone(), 2)])), Some(Ok(new.clone())));
+        let tie = elected(HashMap::from([(old, 1), (new, 1)]));
+        assert!(matches!(tie, Some(Err(RedisError::Unavailable(_)))), "{tie:?}");
     }
 
     #[test]

@@ -3,28 +3,28 @@
 use serde_json::json;
 
 use super::kit::{at_work, each_is_one_row, interactions, send_each, settled};
-use super::lost_reply::LostReply;
+use super::relay::{Deed, Relay};
 use crate::support::fold::{self, Update};
 use crate::support::{LONG, Space, Worker, send, servers, stores, until};
 
 /// The own pending list is the only way by which an entry can come back in time.
 const NO_TAKEOVER: (&str, &str) = ("AEGIS_CLAIM_IDLE", "1h");
 
-async fn behind_database(test: &str) -> (Space, LostReply, Space) {
+async fn behind_database(test: &str) -> (Space, Relay, Space) {
     let direct = Space::new(test).await;
-    let relay = LostReply::before(servers::postgres().port()).await;
+    let relay = Relay::before(servers::postgres().port()).await;
     let database_url = direct.database_url.replace(&format!(":{}/", servers::postgres().port()), &format!(":{}/", relay.port()));
     (Space { database_url, ..direct.clone() }, relay, direct)
 }
 
-async fn behind_redis(test: &str) -> (Space, LostReply, Space) {
+async fn behind_redis(test: &str) -> (Space, Relay, Space) {
     let direct = Space::new(test).await;
-    let relay = LostReply::before(servers::redis().port()).await;
+    let relay = Relay::before(servers::redis().port()).await;
     (Space { redis_url: format!("redis://127.0.0.1:{}", relay.port()), ..direct.clone() }, relay, direct)
 }
 
-async fn until_lost(relay: &LostReply) {
-    until("the answer to be lost", LONG, async || (relay.lost() == 1).then_some(())).await;
+async fn until_lost(relay: &Relay) {
+    until("the answer to be lost", LONG, async || (relay.done() == 1).then_some(())).await;
 }
 
 #[tokio::test]
@@ -33,7 +33,7 @@ async fn the_answer_to_a_copy_that_was_committed_is_lost() {
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions")]);
     at_work(&direct, &worker, "interactions").await;
     // The trailer of the binary format and CopyDone behind it.
-    relay.lose(b"c\0\0\0\x04", 1);
+    relay.at(b"c\0\0\0\x04", Deed::LoseAnswer(1));
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &interactions(0..200)).await;
     until_lost(&relay).await;
     settled(&direct, &["interactions"]).await;
@@ -61,7 +61,7 @@ async fn the_answer_to_the_commit_of_session_updates_is_lost() {
     };
     let updates: Vec<_> = (0..120).map(update).collect();
     let events: Vec<_> = updates.iter().map(Update::event).collect();
-    relay.lose(b"COMMIT", 1);
+    relay.at(b"COMMIT", Deed::LoseAnswer(1));
     send_each(&mut direct.redis().await, &direct.stream("sessions"), &events).await;
     until_lost(&relay).await;
     settled(&direct, &["sessions"]).await;
@@ -81,7 +81,7 @@ async fn the_answer_to_an_acknowledgement_is_lost() {
     let (space, relay, direct) = behind_redis("lost_ack").await;
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions")]);
     at_work(&direct, &worker, "interactions").await;
-    relay.lose(b"XACK", 1);
+    relay.at(b"XACK", Deed::LoseAnswer(1));
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &interactions(0..200)).await;
     until_lost(&relay).await;
     settled(&direct, &["interactions"]).await;
@@ -94,7 +94,7 @@ async fn the_answer_to_a_read_is_lost() {
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions")]);
     at_work(&direct, &worker, "interactions").await;
     // An answer without entries is a few bytes: the one with entries is lost.
-    relay.lose(b"XREADGROUP", 60);
+    relay.at(b"XREADGROUP", Deed::LoseAnswer(60));
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &interactions(0..200)).await;
     until_lost(&relay).await;
     settled(&direct, &["interactions"]).await;
@@ -109,7 +109,7 @@ async fn the_answer_to_setting_aside_is_lost() {
     let (space, relay, direct) = behind_redis("lost_dead").await;
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions")]);
     at_work(&direct, &worker, "interactions").await;
-    relay.lose(b"failed_at", 1);
+    relay.at(b"failed_at", Deed::LoseAnswer(1));
     let bad: Vec<_> = (0..20).map(|n| json!({"session_id": format!("bad{n}")})).collect();
     send_each(&mut direct.redis().await, &direct.stream("interactions"), &bad).await;
     until_lost(&relay).await;
@@ -130,7 +130,7 @@ async fn the_answer_to_handing_a_vector_on_is_lost() {
     let (space, relay, direct) = behind_redis("lost_forward").await;
     let worker = Worker::start(&space, &[NO_TAKEOVER, ("AEGIS_LANES", "interactions,embeddings")]);
     at_work(&direct, &worker, "interactions").await;
-    relay.lose(b"XADD", 1);
+    relay.at(b"XADD", Deed::LoseAnswer(1));
     let mut events = interactions(0..20);
     for event in &mut events {
         event["embedding"] = json!([0.25, 0.5]);

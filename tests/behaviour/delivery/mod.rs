@@ -2,7 +2,7 @@
 #![expect(clippy::float_cmp, reason = "counters are whole numbers")]
 
 pub mod kit;
-mod lost_reply;
+mod relay;
 
 mod ambiguity;
 mod dead_letters;
@@ -12,6 +12,7 @@ mod outage_of_chroma;
 mod outage_of_postgres;
 mod outage_of_redis;
 mod poison;
+mod promotion;
 mod readiness;
 mod start;
 mod takeover;

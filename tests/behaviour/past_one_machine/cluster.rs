@@ -160,26 +160,23 @@ async fn commands(cluster: &Cluster, space: &Space, load: &Load) {
     load.verify_hashes(cluster).await;
 
     // A person goes from every node: what was written, and what the replay above put back unread.
-    let (kept, standing) = (kept(cluster, space, ERASED).await, standing(cluster, load, ERASED).await);
+    let (erased, beside) = (&load.user(1), &load.user(10));
+    let (kept, standing) = (kept(cluster, space, erased).await, standing(cluster, load, erased).await);
     assert!(kept.iter().all(|count| *count > 0) && standing > 0, "there is something to erase: {kept:?}, {standing}");
-    let others = self::kept(cluster, space, BESIDE).await;
+    let others = self::kept(cluster, space, beside).await;
     // Hashes that no row tells of any more, on every node.
     let strays: Vec<_> = (0..16).map(|n| space.session_key(&format!("stray{n}"))).collect();
     for key in &strays {
-        redis::cmd("HSET").arg(key).arg("user_id").arg(ERASED).exec_async(&mut cluster.connection(key).await).await.unwrap();
+        redis::cmd("HSET").arg(key).arg("user_id").arg(erased).exec_async(&mut cluster.connection(key).await).await.unwrap();
     }
-    run("eraser", &["erase", "--user-id", ERASED, "--yes"]);
-    assert_eq!((self::kept(cluster, space, ERASED).await, self::standing(cluster, load, ERASED).await), ([0; 4], 0));
+    run("eraser", &["erase", "--user-id", erased, "--yes"]);
+    assert_eq!((self::kept(cluster, space, erased).await, self::standing(cluster, load, erased).await), ([0; 4], 0));
     for key in &strays {
         let stray = stores::session_hash(&mut cluster.connection(key).await, key).await;
         assert!(stray.is_empty(), "{key} still stands: {stray:?}");
     }
-    assert_eq!(self::kept(cluster, space, BESIDE).await, others, "what is somebody else's");
+    assert_eq!(self::kept(cluster, space, beside).await, others, "what is somebody else's");
 }
-
-/// A user of interactions and of one session, and another one whose id begins with theirs.
-const ERASED: &str = "u1";
-const BESIDE: &str = "u10";
 
 /// Rows of the three tables and session hashes of a user.
 async fn kept(cluster: &Cluster, space: &Space, user: &str) -> [i64; 4] {

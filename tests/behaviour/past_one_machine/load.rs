@@ -52,10 +52,16 @@ impl Load {
         Uuid::from_u128(self.base + number as u128)
     }
 
+    /// A user of this load alone: an erasure goes through every collection of the Chroma server, which tests share. User 1 says
+    /// something and has one session, and the id of user 10 begins with theirs.
+    pub fn user(&self, number: usize) -> String {
+        format!("{}-u{number}", self.space.prefix)
+    }
+
     fn interaction(&self, number: usize) -> Json {
         let mut event = json!({
             "event_id": self.id(number).to_string(), "occurred_at": send::now_ms(), "session_id": format!("s{}", number % SESSIONS),
-            "user_id": format!("u{}", number % 17), "intent": "light.on", "transcript": format!("number {number}"), "latency_ms": 5.5,
+            "user_id": self.user(number % 17), "intent": "light.on", "transcript": format!("number {number}"), "latency_ms": 5.5,
         });
         if number.is_multiple_of(WRONG_EVERY) {
             event["confidence"] = json!(7.0 + number as f64);
@@ -97,7 +103,7 @@ impl Load {
             let of_partition = |session: &usize| session % usize::from(self.partitions) == partition;
             let events: Vec<_> = (0..SESSIONS).filter(of_partition).map(|session| json!({
                 "event_id": self.id((1 << 36) + self.updates * SESSIONS + session).to_string(), "occurred_at": send::now_ms(),
-                "session_id": format!("s{session}"), "user_id": format!("u{session}"), "status": status, "seq": self.updates,
+                "session_id": format!("s{session}"), "user_id": self.user(session), "status": status, "seq": self.updates,
                 "state": {"turn": self.updates},
             })).collect();
             if !events.is_empty() {

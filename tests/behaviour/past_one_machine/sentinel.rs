@@ -51,7 +51,8 @@ async fn every_event_survives_a_failover() {
     for worker in &mut workers {
         worker.stop();
     }
-    let erase = ["erase", "--user-id", "u1", "--yes"];
+    let user = load.user(1);
+    let erase = ["erase", "--user-id", &user, "--yes"];
     for (user, arguments) in
         [("operator", &["status"][..]), ("worker", &["check"]), ("operator", &["dead", "list"]), ("eraser", &erase)]
     {
@@ -64,6 +65,6 @@ async fn every_event_survives_a_failover() {
         let (text, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{arguments:?}: {}\n{text}{error}", output.status);
     }
-    let left = "SELECT count(*) FROM interaction_logs WHERE user_id = 'u1'";
-    assert_eq!(space.database().await.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0, "rows of whom was erased");
+    let left = "SELECT count(*) FROM interaction_logs WHERE user_id = $1";
+    assert_eq!(space.database().await.query_one(left, &[&user]).await.unwrap().get::<_, i64>(0), 0, "rows of whom was erased");
 }
