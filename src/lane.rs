@@ -115,6 +115,8 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
         let mut scratch = Vec::new();
         // The last one gathers as long as it is open; those before it wait for a writer.
         let mut queue: VecDeque<Batch<D::Rows>> = VecDeque::new();
+        // Settled, their memory kept for the next ones as long as there is a backlog.
+        let mut spares: Vec<Batch<D::Rows>> = Vec::new();
         let mut tasks = JoinSet::new();
         // One chunk ahead: while it is decoded the server gets the next one ready.
         let (chunks, mut incoming) = mpsc::channel(1);
@@ -133,8 +135,11 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                 shared.writing.fetch_add(1, Ordering::AcqRel);
                 tasks.spawn(deliver(Arc::clone(&shared), batch));
             }
-            if !reading && queue.is_empty() && tasks.is_empty() {
-                return Ok(());
+            if queue.is_empty() && tasks.len() == usize::from(reading) {
+                if !reading {
+                    return Ok(());
+                }
+                spares.clear();
             }
             let may_read = reading && queue.len() <= 1 && queue.back().is_none_or(|batch| !batch.full);
             let overdue = queue
@@ -147,7 +152,9 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                 () = abort.cancelled() => return Ok(()),
                 // 2. A batch is settled, or a bug came to light.
                 Some(ended) = tasks.join_next() => match ended {
-                    Ok(result) => result?,
+                    Ok(result) => if let Some(batch) = result? && spares.len() < writers_max {
+                        spares.push(batch);
+                    },
                     Err(panic) => return Err(Bug(format!("a task of the {} lane panicked: {panic}", shared.settings.metrics.lane))),
                 },
                 // 3. A batch is written: the next may start before it is settled.
@@ -157,7 +164,7 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                     None => reading = false,
                     Some(delivered) => {
                         judge.window = shared.window();
-                        shared.take(delivered, &mut queue, &mut judge, &mut scratch, rows_max);
+                        shared.take(delivered, &mut queue, &mut spares, &mut judge, &mut scratch, rows_max);
                     }
                 },
                 // 5. A batch has waited for long enough: it may take another connection.
@@ -174,18 +181,18 @@ async fn wait_until(at: Option<Instant>) {
 }
 
 /// Reads until told to stop; what was delivered is passed on first.
-async fn read<S: Source, D, T>(
+async fn read<S: Source, D: Destination, T>(
     mut source: S,
     chunks: mpsc::Sender<Delivered>,
     stop: CancellationToken,
     shared: Arc<Shared<D, T>>,
-) -> Result<(), Bug> {
+) -> Result<Option<Batch<D::Rows>>, Bug> {
     loop {
         match source.next(&stop).await {
             Ok(Some(delivered)) => {
                 let few = delivered.entries.len() < FEW;
                 if chunks.send(delivered).await.is_err() {
-                    return Ok(());
+                    return Ok(None);
                 }
                 // While a batch is being written more gathers in the stream as well as here; asking for every single entry
                 // would only keep Redis and this core busy.
@@ -193,14 +200,17 @@ async fn read<S: Source, D, T>(
                     let _ = tokio::time::timeout(GATHER_PAUSE, shared.gather.notified()).await;
                 }
             }
-            Ok(None) => return Ok(()),
+            Ok(None) => return Ok(None),
             Err(WriteError::Bug(error) | WriteError::Away(error)) => return Err(Bug(error)),
         }
     }
 }
 
-/// Makes a batch durable, then settles it. Each step is tried until it is done.
-async fn deliver<D: Destination, T: Settle>(shared: Arc<Shared<D, T>>, mut batch: Batch<D::Rows>) -> Result<(), Bug> {
+/// Makes a batch durable, then settles it. Each step is tried until it is done. Returns the batch, which is done with.
+async fn deliver<D: Destination, T: Settle>(
+    shared: Arc<Shared<D, T>>,
+    mut batch: Batch<D::Rows>,
+) -> Result<Option<Batch<D::Rows>>, Bug> {
     let settings = &shared.settings;
     let metrics = &settings.metrics;
     metrics.batches_in_flight.increment(1.0);
@@ -260,8 +270,8 @@ async fn deliver<D: Destination, T: Settle>(shared: Arc<Shared<D, T>>, mut batch
     }
     metrics.batches_in_flight.decrement(1.0);
     // Only now are its entries no longer in hand.
-    drop(batch);
-    Ok(())
+    batch.let_go();
+    Ok(Some(batch))
 }
 
 impl<D: Destination, T: Settle> Shared<D, T> {
@@ -274,6 +284,7 @@ impl<D: Destination, T: Settle> Shared<D, T> {
         &self,
         delivered: Delivered,
         queue: &mut VecDeque<Batch<D::Rows>>,
+        spares: &mut Vec<Batch<D::Rows>>,
         judge: &mut Judge,
         scratch: &mut Vec<u8>,
         rows_max: usize,
@@ -287,7 +298,7 @@ impl<D: Destination, T: Settle> Shared<D, T> {
             if let Some(batch) = queue.back_mut() {
                 batch.full = true;
             }
-            queue.push_back(Batch::new());
+            queue.push_back(spares.pop().map_or_else(Batch::new, Batch::again));
         }
         let Some(batch) = queue.back_mut() else { return };
         batch.alone = delivered.alone;

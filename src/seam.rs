@@ -132,6 +132,9 @@ pub trait Rows: Default + Send + Sync + 'static {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Forgets all of them, and keeps the memory.
+    fn clear(&mut self);
 }
 
 /// What became of a batch that was written.

@@ -46,6 +46,11 @@ impl seam::Rows for Rows {
     fn len(&self) -> usize {
         self.rows.len()
     }
+
+    fn clear(&mut self) {
+        self.arena.clear();
+        self.rows.clear();
+    }
 }
 
 impl Rows {

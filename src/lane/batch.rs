@@ -43,6 +43,20 @@ impl<R: Rows> Batch<R> {
         }
     }
 
+    /// A new batch in the memory of one that was let go.
+    pub(super) fn again(self) -> Self {
+        Self { since: Instant::now(), bytes: 0, full: false, alone: false, ..self }
+    }
+
+    /// Forgets what is in it, so that its entries are in hand no longer.
+    pub(super) fn let_go(&mut self) {
+        self.entries.clear();
+        self.events.clear();
+        self.rows.clear();
+        self.dead.clear();
+        self.holds.clear();
+    }
+
     /// Judges every event of what was delivered.
     pub(super) fn take<D: Destination<Rows = R>>(
         &mut self,

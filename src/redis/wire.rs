@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::error::RedisError;
-use super::reply::{self, Garbled, Step};
+use super::reply::{self, Garbled, Span, Step};
 use crate::seam::{Entry, EntryId};
 use crate::tls::Tls;
 
@@ -52,6 +52,8 @@ impl Server {
 pub(super) struct Wire {
     socket: Box<dyn Socket>,
     buf: BytesMut,
+    /// Memory for the spans of a chunk.
+    spans: Vec<Span>,
     entry_bytes_max: usize,
     /// At most [`READ_BYTES`].
     read_bytes: usize,
@@ -101,7 +103,8 @@ impl Wire {
                 }
                 None => Box::new(tcp),
             };
-            let mut wire = Self { socket, buf: BytesMut::new(), entry_bytes_max, read_bytes, timeout: deadline };
+            let mut wire =
+                Self { socket, buf: BytesMut::new(), spans: Vec::new(), entry_bytes_max, read_bytes, timeout: deadline };
             let settings = info.redis_settings();
             match (settings.username(), settings.password()) {
                 (Some(user), Some(password)) => wire.simple(&[b"AUTH", user.as_bytes(), password.as_bytes()]).await?,
@@ -207,7 +210,7 @@ impl Wire {
             (b'*' | b'$', -1) | (b'*', 0) => {
                 // Idle: one of perhaps a thousand streams, each with a buffer for entries that it does not get.
                 if self.buf.is_empty() {
-                    self.buf = BytesMut::new();
+                    (self.buf, self.spans) = (BytesMut::new(), Vec::new());
                 }
                 return Ok(0);
             }
@@ -238,7 +241,7 @@ impl Wire {
     /// all of them where there are so many. Takes them off `left`.
     pub(super) async fn chunk(&mut self, left: &mut u64) -> Result<Chunk, RedisError> {
         let mut chunk = Chunk::default();
-        let mut spans = Vec::with_capacity((*left).min(4096) as usize);
+        let mut spans = std::mem::take(&mut self.spans);
         let mut at = 0;
         while *left > 0 {
             match reply::entry(&self.buf, at, self.entry_bytes_max)? {
@@ -271,6 +274,7 @@ impl Wire {
                     }
                     *left -= 1;
                     chunk.entries.push(reply::oversize(id, len));
+                    self.spans = spans;
                     return Ok(chunk);
                 }
             }
@@ -278,7 +282,7 @@ impl Wire {
         let bytes = self.buf.split_to(at).freeze();
         chunk.bytes = bytes.len();
         chunk.entries.reserve(spans.len());
-        for span in &spans {
+        for span in spans.drain(..) {
             if let Some(id) = span.gone() {
                 chunk.gone.push(id);
             } else {
@@ -286,6 +290,7 @@ impl Wire {
                 chunk.deliveries.extend(span.deliveries);
             }
         }
+        self.spans = spans;
         Ok(chunk)
     }
 

@@ -13,12 +13,9 @@ use tokio_postgres::CopyInSink;
 
 use super::Database;
 use super::error::DatabaseError;
-use super::frame::{Frames, HEADER, TRAILER};
+use super::frame::Frames;
 use crate::event::{Code, Fault};
 use crate::seam::{Rows as _, WriteError, Written};
-
-/// Bytes a message of COPY: large enough that messages cost nothing, small enough that the socket never waits for a copy.
-const PIECE_BYTES: usize = 128 * 1024;
 
 /// TimescaleDB's limit on the rows of the columnstore that one transaction unpacks.
 const UNPACKED_MAX: &str = "timescaledb.max_tuples_decompressed_per_dml_transaction";
@@ -64,27 +61,31 @@ pub(super) enum Way {
     Aside,
 }
 
-async fn copy(client: &Object, statement: &str, rows: Bytes) -> Result<u64, tokio_postgres::Error> {
+async fn copy(client: &Object, statement: &str, pieces: impl Iterator<Item = Bytes>) -> Result<u64, tokio_postgres::Error> {
     let statement = client.prepare_cached(statement).await?;
     let sink: CopyInSink<Bytes> = client.copy_in(&statement).await?;
     let mut sink = std::pin::pin!(sink);
-    sink.feed(Bytes::from_static(HEADER)).await?;
-    let mut rest = rows;
-    while !rest.is_empty() {
-        sink.feed(rest.split_to(rest.len().min(PIECE_BYTES))).await?;
+    for piece in pieces {
+        sink.feed(piece).await?;
     }
-    sink.feed(Bytes::from_static(TRAILER)).await?;
     sink.finish().await
 }
 
-/// Brings rows into the table and returns how many are new. Going aside needs a transaction around it.
-pub(super) async fn bring(client: &Object, target: &Target, way: Way, rows: Bytes) -> Result<u64, DatabaseError> {
+/// Brings the rows `from..to` into the table and returns how many are new. Going aside needs a transaction around it.
+pub(super) async fn bring(
+    client: &Object,
+    target: &Target,
+    way: Way,
+    frames: &Frames,
+    (from, to): (usize, usize),
+) -> Result<u64, DatabaseError> {
+    let pieces = frames.pieces(from, to);
     let brought = async {
         match way {
-            Way::Straight => copy(client, &target.copy, rows).await,
+            Way::Straight => copy(client, &target.copy, pieces).await,
             Way::Aside => {
                 client.batch_execute(&target.make_aside).await?;
-                copy(client, &target.copy_aside, rows).await?;
+                copy(client, &target.copy_aside, pieces).await?;
                 let insert = client.prepare_cached(&target.insert).await?;
                 client.execute(&insert, &[]).await
             }

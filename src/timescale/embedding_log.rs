@@ -35,8 +35,10 @@ impl EmbeddingLog {
     }
 
     async fn write_rows(&self, frames: &Frames, from: usize, to: usize, way: Way) -> Result<u64, DatabaseError> {
-        let rows = frames.slice(from, to);
-        attempt(&self.database, way == Way::Aside, async |client: &Object| bring(client, &self.target, way, rows).await).await
+        attempt(&self.database, way == Way::Aside, async |client: &Object| {
+            bring(client, &self.target, way, frames, (from, to)).await
+        })
+        .await
     }
 }
 

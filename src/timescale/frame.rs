@@ -11,11 +11,13 @@ use crate::event::{Head, Interaction, SessionUpdate, Status, Text};
 use crate::seam::{Place, Rows};
 
 /// What stands before the first row.
-pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// What stands behind the last.
-pub const TRAILER: &[u8] = &(-1_i16).to_be_bytes();
+const TRAILER: &[u8] = &(-1_i16).to_be_bytes();
 /// Memory that frames start with once there is a row.
 const FRAMES_BYTES: usize = 64 * 1024;
+/// Bytes a message of COPY: large enough that messages cost nothing, small enough to stay in the cache from here to the socket.
+const PIECE_BYTES: usize = 64 * 1024;
 /// Microseconds from 1970 to 2000, where `timestamptz` starts to count.
 const EPOCH_US: i64 = 946_684_800_000_000;
 
@@ -35,12 +37,19 @@ struct Row {
     place: Place,
 }
 
+impl Row {
+    const fn len(&self) -> usize {
+        (self.to - self.from) as usize
+    }
+}
+
 /// Rows in the binary format, with their keys and places.
 #[derive(Debug, Default)]
 pub struct Frames {
-    building: Vec<u8>,
+    /// In the order in which they came.
+    bytes: Vec<u8>,
+    /// In the order of the key, once they are asked for.
     rows: Vec<Row>,
-    ordered: Option<Bytes>,
 }
 
 #[inline]
@@ -72,17 +81,17 @@ fn jsonb(out: &mut Vec<u8>, json: Option<&[u8]>) {
 impl Frames {
     #[inline]
     pub(super) fn row(&mut self, columns: i16, at_us: i64, id: Uuid, place: Place, rest: impl FnOnce(&mut Vec<u8>)) {
-        if self.building.capacity() == 0 {
+        if self.bytes.capacity() == 0 {
             // A batch of a thousand rows of a few hundred bytes grows once or twice instead of twenty times.
-            self.building.reserve(FRAMES_BYTES);
+            self.bytes.reserve(FRAMES_BYTES);
         }
-        let from = self.building.len() as u32;
-        let out = &mut self.building;
+        let from = self.bytes.len() as u32;
+        let out = &mut self.bytes;
         out.extend_from_slice(&columns.to_be_bytes());
         field(out, &(at_us - EPOCH_US).to_be_bytes());
         field(out, id.as_bytes());
         rest(out);
-        let to = self.building.len() as u32;
+        let to = self.bytes.len() as u32;
         self.rows.push(Row { at_us, id: id.into_bytes(), from, to, place });
     }
 
@@ -116,36 +125,42 @@ impl Frames {
 
     /// Puts the rows in the order of the unique key: each row then goes to the index page of the one before it. Twice is once.
     pub fn order(&mut self) {
-        if self.ordered.is_some() {
-            return;
+        if !self.rows.is_sorted_by_key(|row| (row.at_us, row.id)) {
+            self.rows.sort_unstable_by_key(|row| (row.at_us, row.id));
         }
-        let bytes = std::mem::take(&mut self.building);
-        if self.rows.is_sorted_by_key(|row| (row.at_us, row.id)) {
-            self.ordered = Some(bytes.into());
-            return;
-        }
-        self.rows.sort_unstable_by_key(|row| (row.at_us, row.id));
-        let mut ordered = Vec::with_capacity(bytes.len());
-        for row in &mut self.rows {
-            let from = ordered.len() as u32;
-            ordered.extend_from_slice(&bytes[row.from as usize..row.to as usize]);
-            (row.from, row.to) = (from, ordered.len() as u32);
-        }
-        self.ordered = Some(ordered.into());
     }
 
-    /// The bytes of the rows `from..to`, which [`Frames::order`] has put in order.
-    pub(super) fn slice(&self, from: usize, to: usize) -> Bytes {
-        match (&self.ordered, self.rows.get(from), to.checked_sub(1).and_then(|last| self.rows.get(last))) {
-            (Some(bytes), Some(first), Some(last)) => bytes.slice(first.from as usize..last.to as usize),
-            _ => Bytes::new(),
-        }
+    fn row_bytes(&self, row: &Row) -> &[u8] {
+        &self.bytes[row.from as usize..row.to as usize]
+    }
+
+    /// The rows `from..to`, which [`Frames::order`] has put in order, as COPY takes them: with what stands before the first and
+    /// behind the last, in pieces, each gathered when it is asked for.
+    pub fn pieces(&self, from: usize, to: usize) -> impl Iterator<Item = Bytes> {
+        let mut rows = self.rows[from..to].iter().peekable();
+        let mut left = HEADER.len() + TRAILER.len() + self.rows[from..to].iter().map(Row::len).sum::<usize>();
+        let mut head = HEADER;
+        std::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
+            let mut piece = Vec::with_capacity(left.min(PIECE_BYTES));
+            piece.extend_from_slice(std::mem::take(&mut head));
+            // One that is longer than a piece is a piece by itself.
+            while let Some(row) = rows.next_if(|row| piece.is_empty() || piece.len() + row.len() <= PIECE_BYTES) {
+                piece.extend_from_slice(self.row_bytes(row));
+            }
+            if rows.peek().is_none() {
+                piece.extend_from_slice(TRAILER);
+            }
+            left -= piece.len();
+            Some(Bytes::from(piece))
+        })
     }
 
     /// Reads rows `from..to` back as session updates; they were added by [`Frames::session_event`] and are in order.
     pub(super) fn session_events(&self, from: usize, to: usize) -> impl Iterator<Item = SessionUpdate<'_>> {
-        let bytes: &[u8] = self.ordered.as_deref().unwrap_or_default();
-        self.rows[from..to].iter().filter_map(|row| session_event(bytes.get(row.from as usize..row.to as usize)?))
+        self.rows[from..to].iter().filter_map(|row| session_event(self.row_bytes(row)))
     }
 
     /// Where the event of a row stands in the batch.
@@ -205,5 +220,10 @@ impl<'a> FromSql<'a> for Micros {
 impl Rows for Frames {
     fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.rows.clear();
     }
 }

@@ -20,6 +20,11 @@ impl Rows for InteractionRows {
     fn len(&self) -> usize {
         self.frames.len()
     }
+
+    fn clear(&mut self) {
+        self.frames.clear();
+        self.forwards.clear();
+    }
 }
 
 /// The hypertable of interactions.
@@ -38,8 +43,8 @@ impl Interactions {
     }
 
     async fn write_rows(&self, frames: &Frames, from: usize, to: usize, way: Way) -> Result<u64, DatabaseError> {
-        let rows = frames.slice(from, to);
-        attempt(&self.database, way == Way::Aside, async |client| bring(client, &self.target, way, rows).await).await
+        attempt(&self.database, way == Way::Aside, async |client| bring(client, &self.target, way, frames, (from, to)).await)
+            .await
     }
 }
 

@@ -56,6 +56,10 @@ impl Rows for SessionRows {
     fn len(&self) -> usize {
         self.0.len()
     }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 /// The hypertable of session updates and the table of sessions.
@@ -102,10 +106,9 @@ impl SessionTables {
         to: usize,
         way: Way,
     ) -> Result<(u64, Vec<SessionState>), DatabaseError> {
-        let bytes = frames.slice(from, to);
         let folded = fold(frames.session_events(from, to));
         attempt(&self.database, true, async |client| {
-            let new = bring(client, &self.target, way, bytes).await?;
+            let new = bring(client, &self.target, way, frames, (from, to)).await?;
             Ok((new, self.merge(client, &folded).await?))
         })
         .await
