@@ -165,10 +165,5 @@ pub async fn pipeline<T: ::redis::FromRedisValue>(
     key: &str,
     commands: &::redis::Pipeline,
 ) -> Result<T, RedisError> {
-    let place = redis.serving(key).await?;
-    let answer = place.node.pipeline(commands).await;
-    if let Err(error) = &answer {
-        redis.doubt(&place, error);
-    }
-    answer
+    Line::to(redis, key).await?.pipeline(commands).await
 }

@@ -125,9 +125,7 @@ impl Frames {
 
     /// Puts the rows in the order of the unique key: each row then goes to the index page of the one before it. Twice is once.
     pub fn order(&mut self) {
-        if !self.rows.is_sorted_by_key(|row| (row.at_us, row.id)) {
-            self.rows.sort_unstable_by_key(|row| (row.at_us, row.id));
-        }
+        self.rows.sort_unstable_by_key(|row| (row.at_us, row.id));
     }
 
     fn row_bytes(&self, row: &Row) -> &[u8] {
