@@ -3,14 +3,14 @@
 //! ```text
 //!            one task            one task (run)                 a task a batch (deliver)
 //!  stream ──> Source::next ──> take: judge every event ──> Destination::write ──> Settle::settle
-//!                 │ one chunk ahead      │ gathers while others are written    │ forward, set aside, acknowledge last
+//!                 │ some chunks ahead    │ gathers while others are written    │ forward, set aside, acknowledge last
 //! ```
 //!
-//! Batching needs no tuning. When nothing is being written, what was read is written at once, be it a single event. While
+//! Batching needs no tuning. When nothing is being written, what one read brought is written at once, be it a single event. While
 //! one batch is being written the next gathers. Only a batch that is full, or has waited for long, takes another connection.
 //!
 //! **Architecture invariants:** the lane knows no store, only the seams. An entry is acknowledged after each of its events
-//! is durable at its destination or set aside, never before. A chunk read ahead, one batch gathering and the batches in
+//! is durable at its destination or set aside, never before. The chunks read ahead, one batch gathering and the batches in
 //! flight are all that a lane ever holds; the rest waits in the stream.
 
 mod batch;
@@ -34,6 +34,9 @@ use crate::telemetry::metric::{LaneMetrics, LatencyBatch};
 /// Batches that are written but not acknowledged yet, beside those being written: settling takes a fraction of the time of
 /// writing, but for the moments in which Redis waits for its own log; these should hold up no writer.
 const SETTLING_MAX: usize = 4;
+
+/// Chunks read ahead: most of what a read brings, so that the server can get the next reply ready while this one is decoded.
+const CHUNKS_AHEAD: usize = 4;
 
 /// Entries below which a read brought so little that the next one may wait for more.
 const FEW: usize = 64;
@@ -118,15 +121,16 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
         // Settled, their memory kept for the next ones as long as there is a backlog.
         let mut spares: Vec<Batch<D::Rows>> = Vec::new();
         let mut tasks = JoinSet::new();
-        // One chunk ahead: while it is decoded the server gets the next one ready.
-        let (chunks, mut incoming) = mpsc::channel(1);
+        let (chunks, mut incoming) = mpsc::channel(CHUNKS_AHEAD);
         tasks.spawn(read(source, chunks, stop, Arc::clone(&shared)));
         let mut reading = true;
         loop {
             while let Some(batch) = queue.front() {
                 let writing = shared.writing.load(Ordering::Acquire);
                 let due = batch.full || !reading || batch.since.elapsed() >= limits.age_max;
-                let idle = writing == 0 && !(batch.alone && tasks.len() > usize::from(reading));
+                // Half a reply would be a transaction of its own, and its other half a second one beside it.
+                let whole = batch.full || !batch.more;
+                let idle = writing == 0 && whole && !(batch.alone && tasks.len() > usize::from(reading));
                 let room = tasks.len() < writers_max + SETTLING_MAX + usize::from(reading);
                 if !(room && (idle || (due && !batch.alone && writing < writers_max))) {
                     break;
@@ -302,6 +306,7 @@ impl<D: Destination, T: Settle> Shared<D, T> {
         }
         let Some(batch) = queue.back_mut() else { return };
         batch.alone = delivered.alone;
+        batch.more = delivered.more;
         batch.take(delivered, &*self.destination, &self.settings.stream, judge, scratch);
         if self.settings.judged_elsewhere {
             metrics.events_passed.increment(batch.pass_over());

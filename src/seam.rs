@@ -266,6 +266,8 @@ pub struct Delivered {
     pub alone: bool,
     /// Bytes that they take.
     pub bytes: usize,
+    /// What was delivered with them and comes next: it is on its way, and there is room for it.
+    pub more: bool,
 }
 
 /// Where entries come from.

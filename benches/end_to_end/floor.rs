@@ -119,6 +119,50 @@ pub fn copy_file(stage: &Stage, database: &str, events: u64) -> Result<Drained> 
     copy(stage, database, &format!("interaction_logs ({INTERACTION_COLUMNS})"), FILE, events)
 }
 
+/// Calls `meanwhile` while one backend copies the interactions' file again and again: a core that has its hands full with something
+/// that waits for nobody.
+pub fn beside_copies<T>(stage: &Stage, meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
+    stage.empty_tables("aegis")?;
+    let stop = CancellationToken::new();
+    let copies = stage.runtime.spawn({
+        let (stop, url) = (stop.clone(), stage.own_database_url("aegis"));
+        let copy =
+            format!("COPY interaction_logs ({INTERACTION_COLUMNS}) FROM '{}' (FORMAT binary)", stage.postgres.own_path(FILE));
+        async move {
+            let client = super::stage::connect(&url).await?;
+            while !stop.is_cancelled() {
+                client.batch_execute(&copy).await?;
+                client.batch_execute("TRUNCATE interaction_logs").await?;
+            }
+            anyhow::Ok(())
+        }
+    });
+    let found = meanwhile();
+    stop.cancel();
+    stage.runtime.block_on(copies)??;
+    found
+}
+
+/// One backend for each of these databases copies the interactions' file into its empty table, all at once; seconds until the last
+/// is done.
+pub fn copies_at_once(stage: &Stage, databases: &[&str]) -> Result<f64> {
+    for database in databases {
+        stage.empty_tables(database)?;
+    }
+    let copy = format!("COPY interaction_logs ({INTERACTION_COLUMNS}) FROM '{}' (FORMAT binary)", stage.postgres.own_path(FILE));
+    stage.runtime.block_on(async {
+        let mut clients = Vec::new();
+        for database in databases {
+            let client = super::stage::connect(&stage.own_database_url(database)).await?;
+            client.batch_execute("SELECT FROM interaction_logs LIMIT 1").await?;
+            clients.push(client);
+        }
+        let began = Instant::now();
+        futures_util::future::try_join_all(clients.iter().map(|client| client.batch_execute(&copy))).await?;
+        Ok(began.elapsed().as_secs_f64())
+    })
+}
+
 /// One backend copies a file into an empty table, given with its columns; so many rows must stand there then.
 pub fn copy(stage: &Stage, database: &str, into: &str, file: &str, rows: u64) -> Result<Drained> {
     let path = stage.postgres.own_path(file);

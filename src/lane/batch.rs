@@ -24,6 +24,8 @@ pub(super) struct Batch<R> {
     pub(super) full: bool,
     /// Written without company: its entry was delivered suspiciously often.
     pub(super) alone: bool,
+    /// More that was delivered with it is about to come.
+    pub(super) more: bool,
     /// Keep the entries in hand until the batch is dropped.
     holds: Vec<Box<dyn Any + Send + Sync>>,
 }
@@ -39,13 +41,14 @@ impl<R: Rows> Batch<R> {
             bytes: 0,
             full: false,
             alone: false,
+            more: false,
             holds: Vec::new(),
         }
     }
 
     /// A new batch in the memory of one that was let go.
     pub(super) fn again(self) -> Self {
-        Self { since: Instant::now(), bytes: 0, full: false, alone: false, ..self }
+        Self { since: Instant::now(), bytes: 0, full: false, alone: false, more: false, ..self }
     }
 
     /// Forgets what is in it, so that its entries are in hand no longer.

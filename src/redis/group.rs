@@ -381,7 +381,8 @@ impl GroupReader {
     fn delivered(&mut self, entries: Vec<Entry>, reclaimed: bool, alone: bool, bytes: usize) -> Delivered {
         let ids: Arc<[EntryId]> = entries.iter().map(|entry| entry.id).collect();
         let hold = Box::new(self.in_hand.hold(ids, bytes, self.room.take()));
-        Delivered { entries, hold, reclaimed, alone, bytes }
+        let more = self.rest.is_some() && self.in_hand.has_room(self.read_bytes());
+        Delivered { entries, hold, reclaimed, alone, bytes, more }
     }
 
     /// Of the entries that are to be claimed, those that are old enough to be trimmed once settled are looked at first: afterwards

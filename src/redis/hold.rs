@@ -53,6 +53,11 @@ impl InHand {
         Arc::clone(room).acquire_many_owned(bytes.div_ceil(PERMIT_BYTES) as u32).await.ok()
     }
 
+    /// Whether a read of so many bytes would find room now.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.room.as_ref().is_none_or(|Room(room)| room.available_permits() >= bytes.div_ceil(PERMIT_BYTES))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Held> {
         // A panic while the lock is held leaves a map that is still whole.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)

@@ -8,6 +8,7 @@ mod archive;
 mod backfill;
 mod bad_input;
 mod bad_settings;
+mod batching;
 mod by_hand;
 mod decoding;
 mod delivery;

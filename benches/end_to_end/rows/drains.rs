@@ -7,6 +7,9 @@ use crate::report::{Row, Series, Target, Verdict, ratios};
 use crate::stage::{Drained, Stage};
 use crate::{fill, floor, peer};
 
+/// A second database, for a backend that gets in nobody's way.
+const BESIDE: &str = "beside";
+
 /// Lets the Python worker drain, if there is one.
 fn python(stage: &Stage, events: u64, runs: &mut Vec<Drained>) -> Result<()> {
     if let Ok(python) = &stage.python {
@@ -65,16 +68,34 @@ pub fn drain_one_by_one(stage: &Stage) -> Result<Row> {
     );
     stage.empty_redis()?;
     fill::interactions(stage.redis.port, INTERACTIONS, events, 1, 1)?;
-    let (mut workers, mut floors, mut pythons) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut workers, mut floors, mut pythons, mut besides) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for run in 1..=stage.size.runs {
         python(stage, events, &mut pythons)?;
         workers.push(drain(stage, events)?);
         floors.push(floor::drain(stage, INTERACTIONS)?);
-        say(&told(run, events, &[("Python", pythons.last()), ("worker", workers.last()), ("reading alone", floors.last())]));
+        if run == 1 {
+            floor::write_file(stage)?;
+        }
+        besides.push(floor::beside_copies(stage, || floor::drain(stage, INTERACTIONS))?);
+        let each = [
+            ("Python", pythons.last()),
+            ("worker", workers.last()),
+            ("reading alone", floors.last()),
+            ("reading beside a COPY", besides.last()),
+        ];
+        say(&told(run, events, &each));
     }
     let rates = per_second(events, &workers);
     row.series.push(Series::new("worker", "events/s", rates.clone()));
     row.series.push(Series::new("reading and acknowledging alone", "events/s", per_second(events, &floors)));
+    row.series.push(Series::new("the same while one backend copies from a file", "events/s", per_second(events, &besides)));
+    let ceiling = ratios(&per_second(events, &besides), &per_second(events, &floors));
+    row.series.push(Series::new("ceiling: reading beside a busy core against reading alone", "×", ceiling));
+    row.notes.push(
+        "The ceiling: reading and acknowledging, with nothing behind it, while one backend of PostgreSQL copies from a file and knows \
+         nothing of it. The processor, the system's scheduler and the disk allow no more where the second core has work."
+            .to_owned(),
+    );
     let asked = Asked { entry: "one event an entry", rate: Some(3.5), cpu_share: 1.2 / 10.0 };
     tell_python(stage, &mut row, events, &pythons, &workers, &asked);
     row.cpu("worker", events, &used(&workers));
@@ -103,16 +124,33 @@ pub fn drain_by_fifties(stage: &Stage) -> Result<Row> {
     fill::interactions(stage.redis.port, INTERACTIONS, events, 50, 2)?;
     drain(stage, events)?;
     floor::write_file(stage)?;
-    let (mut workers, mut copies, mut pythons) = (Vec::new(), Vec::new(), Vec::new());
+    stage.sql("aegis", &[&format!("CREATE DATABASE {BESIDE} OWNER aegis")])?;
+    stage.migrate(BESIDE)?;
+    let (mut workers, mut copies, mut pythons, mut twice) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for run in 1..=stage.size.runs {
+        twice.push(2.0 * events as f64 / floor::copies_at_once(stage, &["aegis", BESIDE])?);
         copies.push(floor::copy_file(stage, "aegis", events)?);
         workers.push(drain(stage, events)?);
         python(stage, events, &mut pythons)?;
         say(&told(run, events, &[("COPY", copies.last()), ("worker", workers.last()), ("Python", pythons.last())]));
     }
+    stage.sql("aegis", &[&format!("DROP DATABASE {BESIDE} WITH (FORCE)")])?;
     let rates = per_second(events, &workers);
     row.series.push(Series::new("worker", "events/s", rates.clone()));
     row.series.push(Series::new("COPY FROM file, one backend", "rows/s", per_second(events, &copies)));
+    row.series.push(Series::new("COPY FROM file, two backends, each its own database", "rows/s", twice.clone()));
+    let twice = ratios(&twice, &per_second(events, &copies));
+    row.series.push(Series::new("two backends against one", "×", twice.clone()));
+    let [postgres, worker, redis] = ["postgres", "worker", "redis"].map(|process| cpu_us(process, events, &workers));
+    let share =
+        postgres.iter().zip(worker.iter().zip(&redis)).map(|(postgres, (worker, redis))| postgres / (postgres + worker + redis));
+    let ceiling = twice.iter().zip(share).map(|(twice, share)| twice * share).collect();
+    row.series.push(Series::new("ceiling: two backends against one, times PostgreSQL's share of a drain's CPU", "×", ceiling));
+    row.notes.push(
+        "The ceiling: two backends that share no table, no Redis and no worker, against one, are all that the second core brings; of \
+         that Redis and the worker take their share."
+            .to_owned(),
+    );
     let asked = Asked { entry: "50 events an entry", rate: None, cpu_share: 0.5 / 6.4 };
     tell_python(stage, &mut row, events, &pythons, &workers, &asked);
     row.cpu("worker", events, &used(&workers));
