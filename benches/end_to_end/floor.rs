@@ -116,7 +116,17 @@ pub fn write(stage: &Stage, query: &str, file: &str) -> Result<()> {
 /// One backend copies the interactions' file into the empty table.
 pub fn copy_file(stage: &Stage, database: &str, events: u64) -> Result<Drained> {
     stage.empty_tables(database)?;
-    copy(stage, database, &format!("interaction_logs ({INTERACTION_COLUMNS})"), FILE, events)
+    copy(stage, database, &interactions(), FILE, events)
+}
+
+/// The table of interactions with the columns that the file has.
+fn interactions() -> String {
+    format!("interaction_logs ({INTERACTION_COLUMNS})")
+}
+
+/// The statement that copies a file into a table.
+fn copying(stage: &Stage, into: &str, file: &str) -> String {
+    format!("COPY {into} FROM '{}' (FORMAT binary)", stage.postgres.own_path(file))
 }
 
 /// Calls `meanwhile` while one backend copies the interactions' file again and again: a core that has its hands full with something
@@ -126,8 +136,7 @@ pub fn beside_copies<T>(stage: &Stage, meanwhile: impl FnOnce() -> Result<T>) ->
     let stop = CancellationToken::new();
     let copies = stage.runtime.spawn({
         let (stop, url) = (stop.clone(), stage.own_database_url("aegis"));
-        let copy =
-            format!("COPY interaction_logs ({INTERACTION_COLUMNS}) FROM '{}' (FORMAT binary)", stage.postgres.own_path(FILE));
+        let copy = copying(stage, &interactions(), FILE);
         async move {
             let client = super::stage::connect(&url).await?;
             while !stop.is_cancelled() {
@@ -149,7 +158,7 @@ pub fn copies_at_once(stage: &Stage, databases: &[&str]) -> Result<f64> {
     for database in databases {
         stage.empty_tables(database)?;
     }
-    let copy = format!("COPY interaction_logs ({INTERACTION_COLUMNS}) FROM '{}' (FORMAT binary)", stage.postgres.own_path(FILE));
+    let copy = copying(stage, &interactions(), FILE);
     stage.runtime.block_on(async {
         let mut clients = Vec::new();
         for database in databases {
@@ -165,7 +174,7 @@ pub fn copies_at_once(stage: &Stage, databases: &[&str]) -> Result<f64> {
 
 /// One backend copies a file into an empty table, given with its columns; so many rows must stand there then.
 pub fn copy(stage: &Stage, database: &str, into: &str, file: &str, rows: u64) -> Result<Drained> {
-    let path = stage.postgres.own_path(file);
+    let copying = copying(stage, into, file);
     let table = into.split(' ').next().unwrap_or(into);
     let watched = stage.watched(&[]);
     let (seconds, used): (f64, Used) = stage.runtime.block_on(async {
@@ -173,7 +182,7 @@ pub fn copy(stage: &Stage, database: &str, into: &str, file: &str, rows: u64) ->
         // Like the worker's, the connection knows the table before the clock runs.
         client.batch_execute(&format!("SELECT FROM {table} LIMIT 1")).await?;
         let (before, began) = (watched.snapshot(), Instant::now());
-        client.batch_execute(&format!("COPY {into} FROM '{path}' (FORMAT binary)")).await?;
+        client.batch_execute(&copying).await?;
         anyhow::Ok((began.elapsed().as_secs_f64(), before.until(&watched.snapshot())))
     })?;
     let found = stage.number(database, &format!("SELECT count(*) FROM {table}"))?;
