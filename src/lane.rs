@@ -128,7 +128,8 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
             while let Some(batch) = queue.front() {
                 let writing = shared.writing.load(Ordering::Acquire);
                 let due = batch.full || !reading || batch.since.elapsed() >= limits.age_max;
-                // Half a reply would be a transaction of its own, and its other half a second one beside it.
+                // Half a reply would be a transaction of its own, and its other half a second one beside it. Should that half
+                // not come, `due` ends the waiting.
                 let whole = batch.full || !batch.more;
                 let idle = writing == 0 && whole && !(batch.alone && tasks.len() > usize::from(reading));
                 let room = tasks.len() < writers_max + SETTLING_MAX + usize::from(reading);

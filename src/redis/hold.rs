@@ -93,3 +93,24 @@ impl Drop for Hold {
         self.in_hand.lock().chunks.remove(&self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::READ_BYTES;
+    use super::*;
+
+    #[tokio::test]
+    async fn room_is_there_until_it_is_held_and_again_once_it_is_let_go() {
+        let in_hand = InHand::within(Room::new(4 * READ_BYTES));
+        let mut holds = Vec::new();
+        for _ in 0..4 {
+            assert!(in_hand.has_room(READ_BYTES));
+            let room = in_hand.room(READ_BYTES).await;
+            holds.push(in_hand.hold(Arc::from([EntryId::default()]), READ_BYTES, room));
+        }
+        assert!(!in_hand.has_room(READ_BYTES));
+        holds.pop();
+        assert!(in_hand.has_room(READ_BYTES));
+        assert!(InHand::default().has_room(usize::MAX), "nobody bounds it");
+    }
+}

@@ -93,7 +93,7 @@ pub fn drain_one_by_one(stage: &Stage) -> Result<Row> {
     row.series.push(Series::new("ceiling: reading beside a busy core against reading alone", "×", ceiling));
     row.notes.push(
         "The ceiling: reading and acknowledging, with nothing behind it, while one backend of PostgreSQL copies from a file and knows \
-         nothing of it. The processor, the system's scheduler and the disk allow no more where the second core has work."
+         nothing of it: what the processor, the system's scheduler and the disk leave to Redis where the second core has work."
             .to_owned(),
     );
     let asked = Asked { entry: "one event an entry", rate: Some(3.5), cpu_share: 1.2 / 10.0 };
