@@ -212,6 +212,8 @@ async fn find_schema(config: &crate::config::Database, lanes: &[LaneName]) -> Re
 const OPEN_FILES: usize = 256;
 /// Batches of a lane that are held beside those being written: settling, gathering, being read.
 const BATCHES_BESIDE: usize = 3;
+/// Most entries a read, however many a batch may hold: Redis answers nobody else while it gathers them, 1 to 2 µs each.
+const READ_ENTRIES_MAX: usize = 5_000;
 /// Bytes that a read brings at least, when many streams share what a lane may hold.
 const READ_BYTES_MIN: usize = 64 * 1024;
 
@@ -286,7 +288,7 @@ impl LanePart {
             claim_idle: config.delivery.claim_idle,
             deliveries_max: config.delivery.deliveries_max,
             entry_bytes_max: config.events.entry_bytes_max,
-            entries_max: destination.rows_max(),
+            entries_max: destination.rows_max().min(READ_ENTRIES_MAX),
             retain: config.delivery.retain,
             // A reply that nobody reads yet takes memory of Redis.
             bytes_max: (config.batch.bytes_max / usize::from(config.streams.partitions))

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Batching needs no tuning. When nothing is being written, what one read brought is written at once, be it a single event. While
-//! one batch is being written the next gathers. Only a batch that is full, or has waited for long, takes another connection.
+//! one batch is being written the next gathers. Only a batch that is full, or has waited for long, takes another connection. Where
+//! streams share the connections a batch gathers until its turn comes.
 //!
 //! **Architecture invariants:** the lane knows no store, only the seams. An entry is acknowledged after each of its events
 //! is durable at its destination or set aside, never before. The chunks read ahead, one batch gathering and the batches in
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -89,7 +90,7 @@ struct Shared<D, T> {
     destination: Arc<D>,
     settle: Arc<T>,
     settings: LaneSettings,
-    /// Batches being written, settling ones not counted.
+    /// Batches being written, or about to be; settling ones not counted.
     writing: AtomicUsize,
     /// Tells [`Lane::run`] that a batch is written.
     written: Notify,
@@ -116,8 +117,10 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
         });
         let mut judge = Judge::new(shared.window());
         let mut scratch = Vec::new();
-        // The last one gathers as long as it is open; those before it wait for a writer.
+        // The last one gathers as long as it is open; the first one is next to be written.
         let mut queue: VecDeque<Batch<D::Rows>> = VecDeque::new();
+        // The permit that the first one waits for. It still gathers: where streams share the writers, it is written the fuller.
+        let mut turn = None;
         // Settled, their memory kept for the next ones as long as there is a backlog.
         let mut spares: Vec<Batch<D::Rows>> = Vec::new();
         let mut tasks = JoinSet::new();
@@ -125,7 +128,9 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
         tasks.spawn(read(source, chunks, stop, Arc::clone(&shared)));
         let mut reading = true;
         loop {
-            while let Some(batch) = queue.front() {
+            if turn.is_none()
+                && let Some(batch) = queue.front()
+            {
                 let writing = shared.writing.load(Ordering::Acquire);
                 let due = batch.full || !reading || batch.since.elapsed() >= limits.age_max;
                 // Half a reply would be a transaction of its own, and its other half a second one beside it. Should that half
@@ -133,12 +138,10 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                 let whole = batch.full || !batch.more;
                 let idle = writing == 0 && whole && !(batch.alone && tasks.len() > usize::from(reading));
                 let room = tasks.len() < writers_max + SETTLING_MAX + usize::from(reading);
-                if !(room && (idle || (due && !batch.alone && writing < writers_max))) {
-                    break;
+                if room && (idle || (due && !batch.alone && writing < writers_max)) {
+                    shared.writing.fetch_add(1, Ordering::AcqRel);
+                    turn = Some(Box::pin(shared.permit()));
                 }
-                let Some(batch) = queue.pop_front() else { break };
-                shared.writing.fetch_add(1, Ordering::AcqRel);
-                tasks.spawn(deliver(Arc::clone(&shared), batch));
             }
             if queue.is_empty() && tasks.len() == usize::from(reading) {
                 if !reading {
@@ -164,7 +167,14 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                 },
                 // 3. A batch is written: the next may start before it is settled.
                 () = shared.written.notified() => {}
-                // 4. More to decode.
+                // 4. The first batch's turn to be written.
+                permit = come(&mut turn), if turn.is_some() => {
+                    turn = None;
+                    if let Some(batch) = queue.pop_front() {
+                        tasks.spawn(deliver(Arc::clone(&shared), batch, permit?));
+                    }
+                }
+                // 5. More to decode.
                 chunk = incoming.recv(), if may_read => match chunk {
                     None => reading = false,
                     Some(delivered) => {
@@ -172,10 +182,17 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                         shared.take(delivered, &mut queue, &mut spares, &mut judge, &mut scratch, rows_max);
                     }
                 },
-                // 5. A batch has waited for long enough: it may take another connection.
+                // 6. A batch has waited for long enough: it may take another connection.
                 () = wait_until(overdue), if overdue.is_some_and(|at| at > Instant::now()) => {}
             }
         }
+    }
+}
+
+async fn come<F: Future + Unpin>(awaited: &mut Option<F>) -> F::Output {
+    match awaited {
+        Some(future) => future.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -195,7 +212,7 @@ async fn read<S: Source, D: Destination, T>(
     loop {
         match source.next(&stop).await {
             Ok(Some(delivered)) => {
-                let few = delivered.entries.len() < FEW;
+                let few = delivered.entries.len() < FEW && !delivered.ahead;
                 if chunks.send(delivered).await.is_err() {
                     return Ok(None);
                 }
@@ -215,12 +232,13 @@ async fn read<S: Source, D: Destination, T>(
 async fn deliver<D: Destination, T: Settle>(
     shared: Arc<Shared<D, T>>,
     mut batch: Batch<D::Rows>,
+    permit: OwnedSemaphorePermit,
 ) -> Result<Option<Batch<D::Rows>>, Bug> {
     let settings = &shared.settings;
     let metrics = &settings.metrics;
     metrics.batches_in_flight.increment(1.0);
     metrics.batch_events.record(batch.rows.len() as f64);
-    let written = shared.write(&mut batch).await?;
+    let written = shared.write(&mut batch, Some(permit)).await?;
     shared.writing.fetch_sub(1, Ordering::AcqRel);
     shared.written.notify_one();
     shared.gather.notify_waiters();
@@ -267,7 +285,7 @@ async fn deliver<D: Destination, T: Settle>(
                 tokio::time::sleep(pauses.next(rand::random())).await;
                 if shared.destination.beside_stream() {
                     // Without effect, but for what was lost with the server that failed.
-                    shared.write(&mut batch).await?;
+                    shared.write(&mut batch, None).await?;
                 }
             }
             Err(WriteError::Bug(error)) => return Err(Bug(error)),
@@ -315,18 +333,27 @@ impl<D: Destination, T: Settle> Shared<D, T> {
         batch.full = batch.alone || batch.rows.len() >= rows_max || batch.bytes >= self.settings.batch.bytes_max;
     }
 
-    async fn write(&self, batch: &mut Batch<D::Rows>) -> Result<Written, Bug> {
+    /// Leave to write. First come, first served: no stream waits for ever.
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, Bug> {
+        Arc::clone(&self.settings.writers).acquire_owned().await.map_err(|closed| Bug(closed.to_string()))
+    }
+
+    /// Writes a batch, by the permit that it comes with first.
+    async fn write(&self, batch: &mut Batch<D::Rows>, mut permit: Option<OwnedSemaphorePermit>) -> Result<Written, Bug> {
         let mut outage = self.settings.destination_outage.clone();
         let mut pauses = Pauses::new();
         loop {
             if batch.rows.is_empty() {
                 return Ok(Written::default());
             }
-            // First come, first served: no stream waits for ever. Pauses of an outage are not spent holding it.
-            let permit = self.settings.writers.acquire().await.map_err(|closed| Bug(closed.to_string()))?;
+            let leave = match permit.take() {
+                Some(permit) => permit,
+                None => self.permit().await?,
+            };
             let began = Instant::now();
             let result = self.destination.write(&mut batch.rows).await;
-            drop(permit);
+            // Pauses of an outage are not spent holding it.
+            drop(leave);
             self.settings.metrics.write_duration.record(began.elapsed().as_secs_f64());
             match result {
                 Ok(written) => {

@@ -268,6 +268,8 @@ pub struct Delivered {
     pub bytes: usize,
     /// What was delivered with them and comes next: it is on its way, and there is room for it.
     pub more: bool,
+    /// There is more to read at once: the rest of what was delivered, or a backlog in the stream.
+    pub ahead: bool,
 }
 
 /// Where entries come from.

@@ -382,7 +382,8 @@ impl GroupReader {
         let ids: Arc<[EntryId]> = entries.iter().map(|entry| entry.id).collect();
         let hold = Box::new(self.in_hand.hold(ids, bytes, self.room.take()));
         let more = self.rest.is_some() && self.in_hand.has_room(self.read_bytes());
-        Delivered { entries, hold, reclaimed, alone, bytes, more }
+        let ahead = self.rest.is_some() || (self.backlog && !reclaimed);
+        Delivered { entries, hold, reclaimed, alone, bytes, more, ahead }
     }
 
     /// Of the entries that are to be claimed, those that are old enough to be trimmed once settled are looked at first: afterwards

@@ -140,7 +140,7 @@ mod family {
     pub(super) const REDIS_MEMORY_LIMIT: Family = Family::new("aegis_redis_memory_limit_bytes", Bytes, "Memory that Redis may use, 0 for no limit; NaN when unknown");
 }
 
-/// Up to the largest batch that can be set; steps of 2 to 2.5 around the default of 5,000.
+/// Up to the largest batch that can be set; steps of 2 to 2.5 around the default.
 const BATCH_EVENTS_BUCKETS: [f64; 14] = [1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 2.5e4, 5e4, 1e5, 1e6];
 
 /// Seconds. A commit on a quick disk takes 1 ms; past a minute deadlines have ended the write.
