@@ -199,7 +199,7 @@ pub const SETTINGS: &[Setting] = &[
         default: Some("10000"),
         secret: false,
         help: "Most events a batch",
-        why: "A COPY's fixed cost (a round trip, a commit, an fsync) is a twentieth of the time of 10,000 rows, and backends that copy at once meet less often at the edges of their batches; beyond that only memory and freshness are spent.",
+        why: "A COPY's fixed cost (a round trip, a commit, an fsync) is a twentieth of the time of 10,000 rows, and updates of one session fold further; beyond that only memory and freshness are spent.",
     },
     Setting {
         name: "AEGIS_BATCH_BYTES",

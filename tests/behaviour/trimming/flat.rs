@@ -10,8 +10,8 @@ use crate::support::servers::OwnRedis;
 use crate::support::space::Stores;
 use crate::support::{LONG, Space, Worker, send, stores, until, until_equal};
 
-/// Entries that may stand in the stream when the short form sends more. Twice as many take 4 MiB with each of them pending, which
-/// costs twice the entry.
+/// Entries that may stand in the stream when the short form sends more. Twice as many take just under 4 MiB with each of them
+/// pending, which costs twice what the entry does.
 const ROOM: u64 = 2_400;
 const PARTS: u64 = 14;
 
