@@ -154,25 +154,38 @@ pub struct Head {
     pub time_given: bool,
 }
 
+/// Eight times the same byte.
+const fn each_byte(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
+}
+
+/// Whether `odd` sets the highest bit of none of the bytes, which it is given eight at a time; `a` is never odd.
+#[inline]
+fn none_odd(bytes: &[u8], odd: impl Fn(u64) -> u64) -> bool {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut tail = each_byte(b'a');
+    for byte in rest {
+        tail = tail << 8 | u64::from(*byte);
+    }
+    let all = words.iter().fold(odd(tail), |all, word| all | odd(u64::from_le_bytes(*word)));
+    all & each_byte(0x80) == 0
+}
+
 /// A text that was judged: valid UTF-8 without U+0000. Bytes are all that a row of COPY wants of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Text<'a>(&'a [u8]);
 
 impl<'a> Text<'a> {
-    /// The text, if it is ASCII without NUL: true of nearly every one, and found out eight bytes at a time.
+    /// The text, if it is ASCII without NUL: true of nearly every one.
     #[inline]
     fn plain(bytes: &'a [u8]) -> Option<Self> {
-        const ONES: u64 = 0x0101_0101_0101_0101;
-        const HIGHS: u64 = 0x8080_8080_8080_8080;
         // A byte's highest bit is set in it beyond ASCII, and in it less one if it was 0.
-        let odd = |word: u64| word | word.wrapping_sub(ONES);
-        let (words, rest) = bytes.as_chunks::<8>();
-        let mut tail = ONES;
-        for byte in rest {
-            tail = tail << 8 | u64::from(*byte);
-        }
-        let odd = words.iter().fold(odd(tail), |all, word| all | odd(u64::from_le_bytes(*word)));
-        (odd & HIGHS == 0).then_some(Self(bytes))
+        none_odd(bytes, |word| word | word.wrapping_sub(each_byte(1))).then_some(Self(bytes))
+    }
+
+    /// The text whose bytes these were.
+    pub(crate) const fn again(bytes: &'a [u8]) -> Self {
+        Self(bytes)
     }
 
     /// Its bytes.
@@ -249,9 +262,9 @@ pub struct SessionUpdate<'a> {
     /// Identity and time.
     pub head: Head,
     /// Required.
-    pub session_id: &'a str,
+    pub session_id: Text<'a>,
     /// Required.
-    pub user_id: &'a str,
+    pub user_id: Text<'a>,
     /// Required.
     pub status: Status,
     /// The producer's order; absent: `occurred_at` in microseconds.

@@ -149,8 +149,8 @@ impl<'a> Decode<'a> for SessionUpdate<'a> {
             _ => {}
         })?;
         let head = head(event_id, occurred_at, origin, &judge.window)?;
-        let session_id = required_id("session_id", session_id)?.as_str();
-        let user_id = required_id("user_id", user_id)?.as_str();
+        let session_id = required_id("session_id", session_id)?;
+        let user_id = required_id("user_id", user_id)?;
         let status = status(status_slot)?;
         let seq = sequence("seq", seq)?;
         let state = match (value(state)?, state) {

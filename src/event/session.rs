@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::{SessionUpdate, Status};
+use super::{SessionUpdate, Status, Text};
 
 /// What decides who wins a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,8 +23,12 @@ pub struct Version {
 impl Version {
     /// A text of 64 hexadecimal digits that orders like the version.
     pub fn text(&self) -> String {
-        let at = self.at_us.cast_unsigned() ^ (1 << 63);
-        format!("{:016x}{at:016x}{:032x}", self.seq, self.event_id.as_u128())
+        let order = Uuid::from_u64_pair(self.seq.cast_unsigned(), self.at_us.cast_unsigned() ^ (1 << 63));
+        let mut text = String::with_capacity(64);
+        for half in [order, self.event_id] {
+            text.push_str(half.simple().encode_lower(&mut Uuid::encode_buffer()));
+        }
+        text
     }
 }
 
@@ -32,13 +36,13 @@ impl Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folded<'a> {
     /// The session.
-    pub session_id: &'a str,
+    pub session_id: Text<'a>,
     /// Earliest `occurred_at`, Unix microseconds.
     pub started_at_us: i64,
     /// Version of the winning update, whose time is `updated_at`.
     pub status_version: Version,
     /// Of the winning update.
-    pub user_id: &'a str,
+    pub user_id: Text<'a>,
     /// Of the winning update.
     pub status: Status,
     /// The winning state map as JSON text, and its version.
@@ -48,7 +52,7 @@ pub struct Folded<'a> {
 /// Folds updates to one state a session, ordered by session id: that order keeps workers that write the same sessions at once
 /// from waiting for each other in a circle.
 pub fn fold<'a>(updates: impl Iterator<Item = SessionUpdate<'a>>) -> Vec<Folded<'a>> {
-    let mut sessions: HashMap<&'a str, Folded<'a>> = HashMap::new();
+    let mut sessions: HashMap<Text<'a>, Folded<'a>> = HashMap::new();
     for update in updates {
         let version = Version { seq: update.seq, at_us: update.head.occurred_at_us, event_id: update.head.event_id };
         let new = Folded {
@@ -98,7 +102,7 @@ pub struct SessionState {
     /// The time of the winning update, when it ended the session; Unix microseconds.
     pub ended_at_us: Option<i64>,
     /// JSON text of the state map and its version, where it is at hand.
-    pub state: Option<(Version, String)>,
+    pub state: Option<(Version, Vec<u8>)>,
     /// Whether the table has a state map.
     pub stateful: bool,
 }

@@ -67,7 +67,7 @@ pub async fn restore(
             call.arg(ms(session.started_at_us)).arg(&session.user_id).arg(&session.status).arg(session.status_version.seq);
             call.arg(ms(session.status_version.at_us));
             call.arg(session.ended_at_us.map(|at| ms(at).to_string()).unwrap_or_default());
-            call.arg(session.state.as_ref().map_or("", |(_, state)| state));
+            call.arg(session.state.as_ref().map_or(&[][..], |(_, state)| state));
             call.arg((left.as_millis() as u64).max(1));
         }
         let changed: Vec<u64> = place.node.pipeline(&pipeline).await.inspect_err(|error| redis.doubt(place, error))?;

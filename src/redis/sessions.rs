@@ -9,29 +9,35 @@ use crate::event::SessionState;
 /// Merges the states of sessions into their hashes: two registers, each replaced by a later version only. Versions are texts
 /// of fixed width that order like (`seq`, `occurred_at`, `event_id`). Returns which hashes were not there and got no state map.
 const MERGE: &str = "#!lua
+local keys, argv, call = KEYS, ARGV, redis.call
 local bare = {}
-for i, key in ipairs(KEYS) do
-  local at = (i - 1) * 10
-  local status_version, state_version = ARGV[at+1], ARGV[at+2]
-  local old = redis.call('HMGET', key, 'status_version', 'state_version', 'started_at')
+for i = 1, #keys do
+  local key, at = keys[i], (i - 1) * 10
+  local status_version, state_version, started, ended = argv[at+1], argv[at+2], argv[at+3], argv[at+8]
+  local old = call('HMGET', key, 'status_version', 'state_version', 'started_at')
   local later = not old[1] or old[1] <= status_version
   local new_state = state_version ~= '' and (not old[2] or old[2] <= state_version)
-  local started = ARGV[at+3]
   if old[3] and tonumber(old[3]) < tonumber(started) then started = old[3] end
-  if later and new_state and ARGV[at+8] ~= '' then
-    redis.call('HSET', key, 'started_at', started, 'user_id', ARGV[at+4], 'status', ARGV[at+5], 'seq', ARGV[at+6], 'updated_at', ARGV[at+7],
-      'status_version', status_version, 'ended_at', ARGV[at+8], 'state', ARGV[at+9], 'state_version', state_version)
-  elseif later then
-    redis.call('HSET', key, 'started_at', started, 'user_id', ARGV[at+4], 'status', ARGV[at+5], 'seq', ARGV[at+6], 'updated_at', ARGV[at+7],
-      'status_version', status_version)
-    if ARGV[at+8] ~= '' then redis.call('HSET', key, 'ended_at', ARGV[at+8]) elseif old[1] then redis.call('HDEL', key, 'ended_at') end
-    if new_state then redis.call('HSET', key, 'state', ARGV[at+9], 'state_version', state_version) end
+  if later then
+    local user, status, seq, updated = argv[at+4], argv[at+5], argv[at+6], argv[at+7]
+    if new_state and ended == '' then
+      call('HSET', key, 'started_at', started, 'user_id', user, 'status', status, 'seq', seq, 'updated_at', updated,
+        'status_version', status_version, 'state', argv[at+9], 'state_version', state_version)
+    elseif new_state then
+      call('HSET', key, 'started_at', started, 'user_id', user, 'status', status, 'seq', seq, 'updated_at', updated,
+        'status_version', status_version, 'ended_at', ended, 'state', argv[at+9], 'state_version', state_version)
+    else
+      call('HSET', key, 'started_at', started, 'user_id', user, 'status', status, 'seq', seq, 'updated_at', updated,
+        'status_version', status_version)
+      if ended ~= '' then call('HSET', key, 'ended_at', ended) end
+    end
+    if ended == '' and old[1] then call('HDEL', key, 'ended_at') end
+    call('PEXPIRE', key, argv[at+10])
   elseif new_state then
-    redis.call('HSET', key, 'started_at', started, 'state', ARGV[at+9], 'state_version', state_version)
+    call('HSET', key, 'started_at', started, 'state', argv[at+9], 'state_version', state_version)
   elseif started ~= old[3] then
-    redis.call('HSET', key, 'started_at', started)
+    call('HSET', key, 'started_at', started)
   end
-  if later then redis.call('PEXPIRE', key, ARGV[at+10]) end
   if not old[2] and state_version == '' then bare[#bare+1] = i end
 end
 return bare
@@ -123,7 +129,7 @@ impl SessionHashes {
                     Some(ended) => call.arg(ms(ended)),
                     None => call.arg(""),
                 };
-                call.arg(session.state.as_ref().map_or("", |(_, state)| state)).arg(ttl.as_millis() as u64);
+                call.arg(session.state.as_ref().map_or(&[][..], |(_, state)| state)).arg(ttl.as_millis() as u64);
             }
         }
         pipeline

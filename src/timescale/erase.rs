@@ -254,7 +254,7 @@ impl Conditions {
 fn session(row: &Row) -> Result<SessionState, tokio_postgres::Error> {
     let state: Option<String> = row.try_get(8)?;
     let state = match (state, row.try_get(9)?, row.try_get::<_, Option<Micros>>(10)?, row.try_get(11)?) {
-        (Some(state), Some(seq), Some(at), Some(event_id)) => Some((Version { seq, at_us: at.0, event_id }, state)),
+        (Some(state), Some(seq), Some(at), Some(event_id)) => Some((Version { seq, at_us: at.0, event_id }, state.into_bytes())),
         _ => None,
     };
     Ok(SessionState {

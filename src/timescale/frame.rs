@@ -180,8 +180,8 @@ fn session_event(row: &[u8]) -> Option<SessionUpdate<'_>> {
     let mut next = || field(&mut rest);
     let occurred_at_us = i64::from_be_bytes(next()?.try_into().ok()?) + EPOCH_US;
     let event_id = Uuid::from_slice(next()?).ok()?;
-    let session_id = std::str::from_utf8(next()?).ok()?;
-    let user_id = std::str::from_utf8(next()?).ok()?;
+    let session_id = Text::again(next()?);
+    let user_id = Text::again(next()?);
     let status = match next()? {
         b"started" => Status::Started,
         b"updated" => Status::Updated,
@@ -204,6 +204,20 @@ impl ToSql for Micros {
     }
 
     accepts!(TIMESTAMPTZ);
+    to_sql_checked!();
+}
+
+/// A text that was judged, as a parameter.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judged<'a>(pub(super) &'a [u8]);
+
+impl ToSql for Judged<'_> {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.put_slice(self.0);
+        Ok(IsNull::No)
+    }
+
+    accepts!(TEXT);
     to_sql_checked!();
 }
 

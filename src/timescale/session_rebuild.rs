@@ -173,7 +173,7 @@ impl SessionRebuild {
 fn session(row: &Row) -> Result<SessionState, tokio_postgres::Error> {
     let state = match (row.try_get::<_, Option<String>>(8)?, row.try_get::<_, Option<i64>>(9)?) {
         (Some(state), Some(seq)) => {
-            Some((Version { seq, at_us: row.try_get::<_, Micros>(10)?.0, event_id: row.try_get(11)? }, state))
+            Some((Version { seq, at_us: row.try_get::<_, Micros>(10)?.0, event_id: row.try_get(11)? }, state.into_bytes()))
         }
         _ => None,
     };

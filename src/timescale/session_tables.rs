@@ -9,7 +9,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::copy::{Target, Way, attempt, bring, settle_rows};
-use super::frame::{Frames, Micros, SESSION_EVENT_COLUMNS};
+use super::frame::{Frames, Judged, Micros, SESSION_EVENT_COLUMNS};
 use super::{Database, DatabaseError};
 use crate::event::{Folded, SessionState, SessionUpdate, Version, fold};
 use crate::seam::{Place, Rows, WriteError, Written};
@@ -117,15 +117,14 @@ impl SessionTables {
     async fn merge(&self, client: &Object, folded: &[Folded<'_>]) -> Result<Vec<SessionState>, DatabaseError> {
         let failed = |error: tokio_postgres::Error| DatabaseError::from(&error);
         let statement = client.prepare_cached(&self.merge).await.map_err(failed)?;
-        let session_ids: Vec<&str> = folded.iter().map(|session| session.session_id).collect();
-        let user_ids: Vec<&str> = folded.iter().map(|session| session.user_id).collect();
+        let session_ids: Vec<_> = folded.iter().map(|session| Judged(session.session_id.as_bytes())).collect();
+        let user_ids: Vec<_> = folded.iter().map(|session| Judged(session.user_id.as_bytes())).collect();
         let statuses: Vec<&str> = folded.iter().map(|session| session.status.name()).collect();
         let seqs: Vec<i64> = folded.iter().map(|session| session.status_version.seq).collect();
         let started: Vec<Micros> = folded.iter().map(|session| Micros(session.started_at_us)).collect();
         let ats: Vec<Micros> = folded.iter().map(|session| Micros(session.status_version.at_us)).collect();
         let events: Vec<Uuid> = folded.iter().map(|session| session.status_version.event_id).collect();
-        let states: Vec<Option<&str>> =
-            folded.iter().map(|session| session.state.and_then(|(_, json)| std::str::from_utf8(json).ok())).collect();
+        let states: Vec<_> = folded.iter().map(|session| session.state.map(|(_, json)| Judged(json))).collect();
         let versions = || folded.iter().map(|session| session.state.map(|(version, _)| version));
         let state_seqs: Vec<Option<i64>> = versions().map(|version| version.map(|version| version.seq)).collect();
         let state_ats: Vec<Option<Micros>> = versions().map(|version| version.map(|version| Micros(version.at_us))).collect();
@@ -133,20 +132,20 @@ impl SessionTables {
         let parameters: [&(dyn ToSql + Sync); 11] =
             [&session_ids, &user_ids, &statuses, &seqs, &started, &ats, &events, &states, &state_seqs, &state_ats, &state_events];
         let merged = client.query(&statement, &parameters).await.map_err(failed)?;
-        let brought: HashMap<&str, &Folded<'_>> = folded.iter().map(|session| (session.session_id, session)).collect();
-        merged.iter().map(|row| state(row, &brought).map_err(failed)).collect()
+        merged.iter().map(|row| state(row, folded).map_err(failed)).collect()
     }
 
     /// The state maps that the table has for some sessions.
     ///
     /// # Errors
     /// The database is away, or a bug.
-    pub async fn states(&self, session_ids: &[&str]) -> Result<HashMap<String, (Version, String)>, WriteError> {
+    pub async fn states(&self, session_ids: &[&str]) -> Result<HashMap<String, (Version, Vec<u8>)>, WriteError> {
         let found = attempt(&self.database, false, async |client| {
             let failed = |error: tokio_postgres::Error| DatabaseError::from(&error);
             let statement = client.prepare_cached(STATES).await.map_err(failed)?;
             let rows = client.query(&statement, &[&session_ids]).await.map_err(failed)?;
-            let state = |row: &Row| Ok((row.try_get(0)?, (version(row, 2)?.unwrap_or(NO_VERSION), row.try_get(1)?)));
+            let json = |row: &Row| row.try_get(1).map(String::into_bytes);
+            let state = |row: &Row| Ok((row.try_get(0)?, (version(row, 2)?.unwrap_or(NO_VERSION), json(row)?)));
             rows.iter().map(|row| state(row).map_err(failed)).collect()
         });
         found.await.map_err(DatabaseError::into_write_error)
@@ -160,18 +159,19 @@ fn version(row: &Row, at: usize) -> Result<Option<Version>, tokio_postgres::Erro
     Ok(Some(Version { seq, at_us: row.try_get::<_, Micros>(at + 1)?.0, event_id: row.try_get(at + 2)? }))
 }
 
-fn state(row: &Row, brought: &HashMap<&str, &Folded<'_>>) -> Result<SessionState, tokio_postgres::Error> {
+/// A row of the answer; the state map is not in it, but among what was brought, which is in the order of the ids.
+fn state(row: &Row, brought: &[Folded<'_>]) -> Result<SessionState, tokio_postgres::Error> {
     let session_id: String = row.try_get(0)?;
     let state_version = version(row, 8)?;
-    let ours =
-        brought.get(session_id.as_str()).and_then(|session| session.state).filter(|(version, _)| Some(*version) == state_version);
+    let ours = brought.binary_search_by(|session| session.session_id.as_bytes().cmp(session_id.as_bytes())).ok();
+    let ours = ours.and_then(|at| brought[at].state).filter(|(version, _)| Some(*version) == state_version);
     Ok(SessionState {
         user_id: row.try_get(1)?,
         status: row.try_get(2)?,
         started_at_us: row.try_get::<_, Micros>(4)?.0,
         status_version: Version { seq: row.try_get(3)?, at_us: row.try_get::<_, Micros>(5)?.0, event_id: row.try_get(7)? },
         ended_at_us: row.try_get::<_, Option<Micros>>(6)?.map(|at| at.0),
-        state: ours.map(|(version, json)| (version, String::from_utf8_lossy(json).into_owned())),
+        state: ours.map(|(version, json)| (version, json.to_vec())),
         stateful: state_version.is_some(),
         session_id,
     })

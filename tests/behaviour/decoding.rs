@@ -95,7 +95,9 @@ fn value() -> impl Strategy<Value = Json> {
 }
 
 fn object() -> impl Strategy<Value = Map<String, Json>> {
-    btree_map(text(), value(), 0..5).prop_map(|map| map.into_iter().collect())
+    // Small ones are put in order, larger ones are not.
+    prop_oneof![9 => btree_map(text(), value(), 0..5), 1 => btree_map(text(), value(), 14..20)]
+        .prop_map(|map| map.into_iter().collect())
 }
 
 fn vector() -> impl Strategy<Value = Vec<f32>> {
@@ -244,6 +246,18 @@ proptest! {
         prop_assert_eq!(&from_json.0.latency_ms.map(f64::to_bits), &from_messagepack.0.latency_ms.map(f64::to_bits), "latency_ms to the last bit");
         prop_assert!(same_row(&from_json.0, &from_messagepack.0), "{from_json:?}\n{from_messagepack:?}");
         prop_assert_eq!(from_json.1, from_messagepack.1);
+    }
+
+    /// Of equal keys the last one counts, in a map that is put in order as well as in a larger one.
+    #[test]
+    fn a_state_map_means_in_json_what_it_means_in_messagepack(pairs in vec((prop_oneof![2 => "[ab]{0,2}", 1 => text()], value()), 0..20)) {
+        let state = Mp::map(pairs.iter().map(|(key, value)| (key.as_str(), Mp::from(value))));
+        let event = Mp::map([("session_id", Mp::str("s")), ("user_id", Mp::str("u")), ("status", Mp::str("updated")), ("state", state)]);
+        let (mut judge, bytes) = (judge(), event.bytes());
+        let update = SessionUpdate::decode(&mut judge, &bytes, &ORIGIN).map_err(|fault| TestCaseError::fail(fault.reason))?;
+        let found: Json = serde_json::from_slice(update.state.unwrap()).unwrap();
+        let wanted: Map<String, Json> = pairs.into_iter().collect();
+        prop_assert!(same_json(&found, &Json::Object(wanted.clone())), "{found}\n{wanted:?}");
     }
 
     #[test]

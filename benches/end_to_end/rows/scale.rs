@@ -141,6 +141,14 @@ pub fn replicas(stage: &Stage) -> Result<Row> {
     row.series.push(Series::new("one worker", "events/s", others.clone()));
     row.cpu("two workers", events, &used(&twos));
     row.cpu("one worker", events, &used(&ones));
+    let cpu = |drained: &[Drained]| drained.iter().map(|drained| drained.used.each.values().sum()).collect::<Vec<f64>>();
+    let ceiling = ratios(&cpu(&ones), &cpu(&twos));
+    row.series.push(Series::new("ceiling: CPU of all processes, one worker's drain against two's", "×", ceiling));
+    row.notes.push(
+        "The ceiling: Redis, PostgreSQL and the workers share the cores, so two workers that used as much of them as one does would be \
+         slower by what they cost more: two backends that copy into one table at once get in each other's way."
+            .to_owned(),
+    );
     row.verdicts.push(Verdict::ratio("two replicas against one", Target::AtLeast(0.95), ratios(&rates, &others)));
     Ok(row)
 }

@@ -34,7 +34,7 @@ fn every_event_is_valid_in_both_formats_and_ids_are_unique() {
                     }
                     Lane::Sessions => {
                         let decoded = event::SessionUpdate::decode(judge, map, origin).unwrap();
-                        (decoded.head, decoded.session_id.to_owned())
+                        (decoded.head, decoded.session_id.as_str().to_owned())
                     }
                     Lane::Embeddings | Lane::Archive => {
                         let decoded = event::Embedding::decode(judge, map, origin).unwrap();

@@ -64,7 +64,7 @@ fn sending_twice_is_the_same_events_and_a_prefix_makes_others() {
     let (plain, prefixed) = (send(""), send("x-"));
     let a = event::SessionUpdate::decode(&mut judges.0, &plain[0].body, &ORIGIN).unwrap();
     let b = event::SessionUpdate::decode(&mut judges.1, &prefixed[0].body, &ORIGIN).unwrap();
-    assert_eq!(b.session_id, "x-d1");
+    assert_eq!(b.session_id.as_str(), "x-d1");
     assert_ne!(a.head.event_id, b.head.event_id);
 }
 
