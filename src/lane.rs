@@ -17,8 +17,8 @@
 mod batch;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -35,6 +35,9 @@ use crate::telemetry::metric::{LaneMetrics, LatencyBatch};
 /// Batches that are written but not acknowledged yet, beside those being written: settling takes a fraction of the time of
 /// writing, but for the moments in which Redis waits for its own log; these should hold up no writer.
 const SETTLING_MAX: usize = 4;
+
+/// Memory of written rows that is kept for those to come: one batch gathers, another may wait for its turn.
+const ROWS_KEPT: usize = 2;
 
 /// Chunks read ahead: most of what a read brings, so that the server can get the next reply ready while this one is decoded.
 const CHUNKS_AHEAD: usize = 4;
@@ -86,7 +89,7 @@ pub struct LaneSettings {
 pub struct Bug(pub String);
 
 /// Shared by the batches of one lane.
-struct Shared<D, T> {
+struct Shared<D: Destination, T> {
     destination: Arc<D>,
     settle: Arc<T>,
     settings: LaneSettings,
@@ -96,6 +99,8 @@ struct Shared<D, T> {
     written: Notify,
     /// Tells the reader the same.
     gather: Notify,
+    /// Written, empty again; their memory serves the next batches as long as there is a backlog.
+    spare_rows: Mutex<Vec<D::Rows>>,
 }
 
 impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
@@ -114,6 +119,7 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
             writing: AtomicUsize::new(0),
             written: Notify::new(),
             gather: Notify::new(),
+            spare_rows: Mutex::new(Vec::new()),
         });
         let mut judge = Judge::new(shared.window());
         let mut scratch = Vec::new();
@@ -148,6 +154,7 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                     return Ok(());
                 }
                 spares.clear();
+                shared.spare_rows().clear();
             }
             let may_read = reading && queue.len() <= 1 && queue.back().is_none_or(|batch| !batch.full);
             let overdue = queue
@@ -243,6 +250,11 @@ async fn deliver<D: Destination, T: Settle>(
     shared.written.notify_one();
     shared.gather.notify_waiters();
 
+    let again = shared.destination.beside_stream();
+    if !again {
+        shared.keep(&mut batch.rows);
+    }
+
     metrics.events_written.increment(written.new);
     metrics.events_duplicate.increment(written.duplicates);
     metrics.events_forwarded.increment(written.forwards.len() as u64);
@@ -283,7 +295,7 @@ async fn deliver<D: Destination, T: Settle>(
             Err(WriteError::Away(error)) => {
                 outage.failed(&error);
                 tokio::time::sleep(pauses.next(rand::random())).await;
-                if shared.destination.beside_stream() {
+                if again {
                     // Without effect, but for what was lost with the server that failed.
                     shared.write(&mut batch, None).await?;
                 }
@@ -292,6 +304,7 @@ async fn deliver<D: Destination, T: Settle>(
         }
     }
     metrics.batches_in_flight.decrement(1.0);
+    shared.keep(&mut batch.rows);
     // Only now are its entries no longer in hand.
     batch.let_go();
     Ok(Some(batch))
@@ -300,6 +313,22 @@ async fn deliver<D: Destination, T: Settle>(
 impl<D: Destination, T: Settle> Shared<D, T> {
     fn window(&self) -> Window {
         Window::around((self.settings.now_us)(), self.settings.events.age_max, self.settings.events.skew_max)
+    }
+
+    fn spare_rows(&self) -> MutexGuard<'_, Vec<D::Rows>> {
+        self.spare_rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the memory of rows that are done with, if there are any.
+    fn keep(&self, rows: &mut D::Rows) {
+        if !rows.is_empty() {
+            let mut rows = std::mem::take(rows);
+            rows.clear();
+            let mut kept = self.spare_rows();
+            if kept.len() < ROWS_KEPT {
+                kept.push(rows);
+            }
+        }
     }
 
     /// Judges what was delivered and adds it to the batch that gathers.
@@ -321,7 +350,8 @@ impl<D: Destination, T: Settle> Shared<D, T> {
             if let Some(batch) = queue.back_mut() {
                 batch.full = true;
             }
-            queue.push_back(spares.pop().map_or_else(Batch::new, Batch::again));
+            let rows = self.spare_rows().pop().unwrap_or_default();
+            queue.push_back(spares.pop().map_or_else(Batch::new, Batch::again).with(rows));
         }
         let Some(batch) = queue.back_mut() else { return };
         batch.alone = delivered.alone;

@@ -51,11 +51,15 @@ impl<R: Rows> Batch<R> {
         Self { since: Instant::now(), bytes: 0, full: false, alone: false, more: false, ..self }
     }
 
-    /// Forgets what is in it, so that its entries are in hand no longer.
+    /// The same, with rows to fill.
+    pub(super) fn with(self, rows: R) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Forgets its entries, so that they are in hand no longer.
     pub(super) fn let_go(&mut self) {
         self.entries.clear();
         self.events.clear();
-        self.rows.clear();
         self.dead.clear();
         self.holds.clear();
     }
