@@ -100,23 +100,25 @@ fn write_verbatim(bytes: &[u8], out: &mut Vec<u8>) {
 }
 
 fn write_any_key(key: &[u8], first: &mut bool, out: &mut Vec<u8>) -> Result<(), &'static str> {
-    if !is_verbatim(key) {
+    if is_verbatim(key) {
+        write_comma(first, out);
+        write_verbatim(key, out);
+        out.push(b':');
+    } else {
         write_key(text(key).map_err(|_| "a key that is not valid text")?, first, out);
-        return Ok(());
     }
+    Ok(())
+}
+
+fn write_comma(first: &mut bool, out: &mut Vec<u8>) {
     if !std::mem::take(first) {
         out.push(b',');
     }
-    write_verbatim(key, out);
-    out.push(b':');
-    Ok(())
 }
 
 /// Writes `"key":`, after a comma unless it is the first.
 pub(super) fn write_key(key: &str, first: &mut bool, out: &mut Vec<u8>) {
-    if !std::mem::take(first) {
-        out.push(b',');
-    }
+    write_comma(first, out);
     write_text(key, out);
     out.push(b':');
 }
