@@ -250,8 +250,8 @@ async fn deliver<D: Destination, T: Settle>(
     shared.written.notify_one();
     shared.gather.notify_waiters();
 
-    let again = shared.destination.beside_stream();
-    if !again {
+    let may_be_lost = shared.destination.beside_stream();
+    if !may_be_lost {
         shared.keep(&mut batch.rows);
     }
 
@@ -295,7 +295,7 @@ async fn deliver<D: Destination, T: Settle>(
             Err(WriteError::Away(error)) => {
                 outage.failed(&error);
                 tokio::time::sleep(pauses.next(rand::random())).await;
-                if again {
+                if may_be_lost {
                     // Without effect, but for what was lost with the server that failed.
                     shared.write(&mut batch, None).await?;
                 }

@@ -55,7 +55,8 @@ const ORDERED_MAX: usize = 16;
 /// Writes the next `len` pairs of `reader` as members of a JSON object that is open already.
 ///
 /// The members of a small map are written in the order that `jsonb` keeps, length before bytes: PostgreSQL sorts them in any case,
-/// and at less cost when they come sorted. Of equal keys the last one stays the last, and so the one that counts.
+/// and at less cost when they come sorted. Of equal keys the last one stays the last, and so the one that counts. For this a value
+/// is stepped over once for each map that it is in, so [`super::DEPTH_MAX`] times at most.
 pub(super) fn write_pairs<'a>(
     reader: &mut Reader<'a>,
     len: u32,
