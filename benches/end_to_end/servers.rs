@@ -189,7 +189,7 @@ pub fn redis() -> Result<Server> {
         |data, port| {
             format!(
                 "redis-server --port {port} --bind 127.0.0.1 --dir {data} --save  --appendonly yes --appendfsync everysec \
-             --maxmemory-policy noeviction --daemonize no --auto-aof-rewrite-percentage 0"
+             --maxmemory-policy noeviction --hash-max-listpack-value 1024 --daemonize no --auto-aof-rewrite-percentage 0"
             )
         },
     )?;

@@ -210,10 +210,10 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "AEGIS_BATCH_AGE",
-        default: Some("25ms"),
+        default: Some("100ms"),
         secret: false,
         help: "How long a batch waits for the connection in use before another one is taken",
-        why: "Longer than a write takes on a healthy disk, so that one connection serves live traffic; short enough that a slow fsync does not hold up what comes behind it.",
+        why: "Longer than a write takes on a healthy disk, so that one connection serves live traffic and a backlog of sessions gathers in full batches; short enough that a connection that hangs does not hold up what comes behind it.",
     },
     Setting {
         name: "AEGIS_BATCH_VECTORS",

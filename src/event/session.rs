@@ -99,10 +99,15 @@ pub struct SessionState {
     pub status_version: Version,
     /// Earliest `occurred_at`, Unix microseconds.
     pub started_at_us: i64,
-    /// The time of the winning update, when it ended the session; Unix microseconds.
-    pub ended_at_us: Option<i64>,
     /// JSON text of the state map and its version, where it is at hand.
     pub state: Option<(Version, Vec<u8>)>,
     /// Whether the table has a state map.
     pub stateful: bool,
+}
+
+impl SessionState {
+    /// Whether the winning update ended the session; the time of its version is when.
+    pub fn has_ended(&self) -> bool {
+        self.status == Status::Ended.name()
+    }
 }

@@ -17,10 +17,10 @@ if not (later or new_state or earlier) then return 0 end
 if earlier then redis.call('HSET', KEYS[1], 'started_at', ARGV[3]) end
 if later then
   redis.call('HSET', KEYS[1], 'user_id', ARGV[4], 'status', ARGV[5], 'seq', ARGV[6], 'updated_at', ARGV[7], 'status_version', ARGV[1])
-  if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], 'ended_at', ARGV[8]) else redis.call('HDEL', KEYS[1], 'ended_at') end
-  redis.call('PEXPIRE', KEYS[1], ARGV[10])
+  if ARGV[5] == 'ended' then redis.call('HSET', KEYS[1], 'ended_at', ARGV[7]) else redis.call('HDEL', KEYS[1], 'ended_at') end
+  redis.call('PEXPIRE', KEYS[1], ARGV[9])
 end
-if new_state then redis.call('HSET', KEYS[1], 'state', ARGV[9], 'state_version', ARGV[2]) end
+if new_state then redis.call('HSET', KEYS[1], 'state', ARGV[8], 'state_version', ARGV[2]) end
 return 1
 ";
 
@@ -29,7 +29,7 @@ const PIPELINE_MAX: usize = 100;
 
 /// For how long a hash of this session would live yet, had a worker written it when the update came; `None`: no longer.
 fn left(session: &SessionState, ttl: SessionTtl, now_us: i64) -> Option<Duration> {
-    let ttl = if session.ended_at_us.is_some() { ttl.ended } else { ttl.open };
+    let ttl = if session.has_ended() { ttl.ended } else { ttl.open };
     let age = Duration::from_micros(u64::try_from(now_us.saturating_sub(session.status_version.at_us)).unwrap_or(0));
     ttl.checked_sub(age).filter(|left| !left.is_zero())
 }
@@ -66,7 +66,6 @@ pub async fn restore(
             call.arg(session.state.as_ref().map(|(version, _)| version.text()).unwrap_or_default());
             call.arg(ms(session.started_at_us)).arg(&session.user_id).arg(&session.status).arg(session.status_version.seq);
             call.arg(ms(session.status_version.at_us));
-            call.arg(session.ended_at_us.map(|at| ms(at).to_string()).unwrap_or_default());
             call.arg(session.state.as_ref().map_or(&[][..], |(_, state)| state));
             call.arg((left.as_millis() as u64).max(1));
         }

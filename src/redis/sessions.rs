@@ -10,31 +10,32 @@ use crate::event::SessionState;
 /// of fixed width that order like (`seq`, `occurred_at`, `event_id`). Returns which hashes were not there and got no state map.
 const MERGE: &str = "#!lua
 local keys, argv, call = KEYS, ARGV, redis.call
-local bare = {}
+local bare, ttl_open, ttl_ended = {}, argv[1], argv[2]
 for i = 1, #keys do
-  local key, at = keys[i], (i - 1) * 10
-  local status_version, state_version, started, ended = argv[at+1], argv[at+2], argv[at+3], argv[at+8]
-  local old = call('HMGET', key, 'status_version', 'state_version', 'started_at')
+  local key, at = keys[i], (i - 1) * 8 + 2
+  local status_version, state_version, started = argv[at+1], argv[at+2], argv[at+3]
+  local old = call('HMGET', key, 'status_version', 'state_version', 'started_at', 'ended_at')
   local later = not old[1] or old[1] <= status_version
   local new_state = state_version ~= '' and (not old[2] or old[2] <= state_version)
-  if old[3] and tonumber(old[3]) < tonumber(started) then started = old[3] end
+  if old[3] and old[3] ~= started and tonumber(old[3]) < tonumber(started) then started = old[3] end
   if later then
     local user, status, seq, updated = argv[at+4], argv[at+5], argv[at+6], argv[at+7]
-    if new_state and ended == '' then
+    local ended = status == 'ended'
+    if new_state and ended then
       call('HSET', key, 'started_at', started, 'user_id', user, 'status', status, 'seq', seq, 'updated_at', updated,
-        'status_version', status_version, 'state', argv[at+9], 'state_version', state_version)
+        'status_version', status_version, 'ended_at', updated, 'state', argv[at+8], 'state_version', state_version)
     elseif new_state then
       call('HSET', key, 'started_at', started, 'user_id', user, 'status', status, 'seq', seq, 'updated_at', updated,
-        'status_version', status_version, 'ended_at', ended, 'state', argv[at+9], 'state_version', state_version)
+        'status_version', status_version, 'state', argv[at+8], 'state_version', state_version)
     else
       call('HSET', key, 'started_at', started, 'user_id', user, 'status', status, 'seq', seq, 'updated_at', updated,
         'status_version', status_version)
-      if ended ~= '' then call('HSET', key, 'ended_at', ended) end
+      if ended then call('HSET', key, 'ended_at', updated) end
     end
-    if ended == '' and old[1] then call('HDEL', key, 'ended_at') end
-    call('PEXPIRE', key, argv[at+10])
+    if old[4] and not ended then call('HDEL', key, 'ended_at') end
+    call('PEXPIRE', key, ended and ttl_ended or ttl_open)
   elseif new_state then
-    call('HSET', key, 'started_at', started, 'state', argv[at+9], 'state_version', state_version)
+    call('HSET', key, 'started_at', started, 'state', argv[at+8], 'state_version', state_version)
   elseif started ~= old[3] then
     call('HSET', key, 'started_at', started)
   end
@@ -116,8 +117,8 @@ impl SessionHashes {
             for session in sessions {
                 call.arg(self.key(session));
             }
+            call.arg(self.ttl.open.as_millis() as u64).arg(self.ttl.ended.as_millis() as u64);
             for session in sessions {
-                let ttl = if session.ended_at_us.is_some() { self.ttl.ended } else { self.ttl.open };
                 call.arg(session.status_version.text());
                 match &session.state {
                     Some((version, _)) => call.arg(version.text()),
@@ -125,11 +126,7 @@ impl SessionHashes {
                 };
                 call.arg(ms(session.started_at_us)).arg(&session.user_id).arg(&session.status).arg(session.status_version.seq);
                 call.arg(ms(session.status_version.at_us));
-                match session.ended_at_us {
-                    Some(ended) => call.arg(ms(ended)),
-                    None => call.arg(""),
-                };
-                call.arg(session.state.as_ref().map_or(&[][..], |(_, state)| state)).arg(ttl.as_millis() as u64);
+                call.arg(session.state.as_ref().map_or(&[][..], |(_, state)| state));
             }
         }
         pipeline

@@ -3,14 +3,14 @@
 
 use std::collections::HashSet;
 
-use tokio_postgres::{Client, Row, Transaction};
+use tokio_postgres::{Client, Transaction};
 
 use super::embedding_log::LOCK_KEY;
-use super::frame::Micros;
+use super::session_tables::whole_session;
 use super::{DatabaseError, connect};
 use crate::config;
+use crate::event::SessionState;
 use crate::event::subject::{Subject, Wanted};
-use crate::event::{SessionState, Version};
 
 /// Tries of the transaction: workers that merge the same sessions can make a circle of waiting, of which the server ends one.
 const TRIES_MAX: u32 = 5;
@@ -209,11 +209,11 @@ impl Eraser {
     /// # Errors
     /// The database is away or refuses.
     pub async fn sessions(&self, session_ids: &HashSet<String>) -> Result<Vec<SessionState>, DatabaseError> {
-        let query = "SELECT session_id, user_id, status, seq, started_at, updated_at, ended_at, status_event, state::text, state_seq, state_at, state_event
+        let query = "SELECT session_id, user_id, status, seq, started_at, updated_at, status_event, state_seq, state_at, state_event, state::text
                      FROM sessions WHERE session_id = ANY($1)";
         let ids: Vec<_> = session_ids.iter().collect();
         let rows = self.client.query(query, &[&ids]).await.map_err(failed)?;
-        rows.iter().map(|row| session(row).map_err(failed)).collect()
+        rows.iter().map(|row| whole_session(row).map_err(failed)).collect()
     }
 }
 
@@ -249,22 +249,4 @@ impl Conditions {
             },
         }
     }
-}
-
-fn session(row: &Row) -> Result<SessionState, tokio_postgres::Error> {
-    let state: Option<String> = row.try_get(8)?;
-    let state = match (state, row.try_get(9)?, row.try_get::<_, Option<Micros>>(10)?, row.try_get(11)?) {
-        (Some(state), Some(seq), Some(at), Some(event_id)) => Some((Version { seq, at_us: at.0, event_id }, state.into_bytes())),
-        _ => None,
-    };
-    Ok(SessionState {
-        session_id: row.try_get(0)?,
-        user_id: row.try_get(1)?,
-        status: row.try_get(2)?,
-        status_version: Version { seq: row.try_get(3)?, at_us: row.try_get::<_, Micros>(5)?.0, event_id: row.try_get(7)? },
-        started_at_us: row.try_get::<_, Micros>(4)?.0,
-        ended_at_us: row.try_get::<_, Option<Micros>>(6)?.map(|at| at.0),
-        stateful: state.is_some(),
-        state,
-    })
 }

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::copy::attempt;
 use super::frame::Micros;
-use super::session_tables::{LATER, LATER_STATE, MERGE};
+use super::session_tables::{LATER, LATER_STATE, MERGE, whole_session};
 use super::{Database, DatabaseError};
-use crate::event::{SessionState, Version};
+use crate::event::SessionState;
 
 /// Updates a page: some ten milliseconds of the server, and rows of the table locked for no longer.
 pub const PAGE_EVENTS: i64 = 5_000;
@@ -45,7 +45,7 @@ const WOULD_CHANGE: &str = "
   SELECT FROM (SELECT session_id, seq, started_at, occurred_at AS updated_at, event_id AS status_event, state_seq, state_at, state_event FROM folded) excluded
   LEFT JOIN sessions known USING (session_id) WHERE known.session_id IS NULL OR {news}";
 const SESSIONS: &str = "
-SELECT session_id, user_id, status, seq, started_at, updated_at, ended_at, status_event, state::text, state_seq, state_at, state_event
+SELECT session_id, user_id, status, seq, started_at, updated_at, status_event, state_seq, state_at, state_event, state::text
 FROM sessions WHERE session_id > $1 AND updated_at >= $2{only} ORDER BY session_id LIMIT $3";
 
 /// Which updates and sessions are meant.
@@ -157,7 +157,7 @@ impl SessionRebuild {
             parameters.push(session_id);
         }
         let rows = self.query(&self.sessions, &parameters).await?;
-        rows.iter().map(|row| session(row).map_err(|error| DatabaseError::from(&error))).collect()
+        rows.iter().map(|row| whole_session(row).map_err(|error| DatabaseError::from(&error))).collect()
     }
 
     async fn query(&self, statement: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DatabaseError> {
@@ -168,23 +168,4 @@ impl SessionRebuild {
         })
         .await
     }
-}
-
-fn session(row: &Row) -> Result<SessionState, tokio_postgres::Error> {
-    let state = match (row.try_get::<_, Option<String>>(8)?, row.try_get::<_, Option<i64>>(9)?) {
-        (Some(state), Some(seq)) => {
-            Some((Version { seq, at_us: row.try_get::<_, Micros>(10)?.0, event_id: row.try_get(11)? }, state.into_bytes()))
-        }
-        _ => None,
-    };
-    Ok(SessionState {
-        session_id: row.try_get(0)?,
-        user_id: row.try_get(1)?,
-        status: row.try_get(2)?,
-        started_at_us: row.try_get::<_, Micros>(4)?.0,
-        status_version: Version { seq: row.try_get(3)?, at_us: row.try_get::<_, Micros>(5)?.0, event_id: row.try_get(7)? },
-        ended_at_us: row.try_get::<_, Option<Micros>>(6)?.map(|at| at.0),
-        stateful: state.is_some(),
-        state,
-    })
 }

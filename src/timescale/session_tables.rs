@@ -32,7 +32,7 @@ ON CONFLICT (session_id) DO UPDATE SET
   state_seq    = CASE WHEN {later_state} THEN excluded.state_seq ELSE known.state_seq END,
   state_at     = CASE WHEN {later_state} THEN excluded.state_at ELSE known.state_at END,
   state_event  = CASE WHEN {later_state} THEN excluded.state_event ELSE known.state_event END
-RETURNING session_id, user_id, status, seq, started_at, updated_at, ended_at, status_event, state_seq, state_at, state_event";
+RETURNING session_id, user_id, status, seq, started_at, updated_at, status_event, state_seq, state_at, state_event";
 pub(super) const LATER: &str =
     "(excluded.seq, excluded.updated_at, excluded.status_event) > (known.seq, known.updated_at, known.status_event)";
 pub(super) const LATER_STATE: &str = "(excluded.state_seq IS NOT NULL AND (known.state_seq IS NULL OR
@@ -161,18 +161,30 @@ fn version(row: &Row, at: usize) -> Result<Option<Version>, tokio_postgres::Erro
 
 /// A row of the answer; the state map is not in it, but among what was brought, which is in the order of the ids.
 fn state(row: &Row, brought: &[Folded<'_>]) -> Result<SessionState, tokio_postgres::Error> {
-    let session_id: String = row.try_get(0)?;
-    let state_version = version(row, 8)?;
+    let session_id: &str = row.try_get(0)?;
+    let state_version = version(row, 7)?;
     let ours = brought.binary_search_by(|session| session.session_id.as_bytes().cmp(session_id.as_bytes())).ok();
     let ours = ours.and_then(|at| brought[at].state).filter(|(version, _)| Some(*version) == state_version);
+    let state = ours.map(|(version, json)| (version, json.to_vec()));
+    session(row, state, state_version.is_some())
+}
+
+/// A session with its state map, out of `session_id, user_id, status, seq, started_at, updated_at, status_event, state_seq, state_at,
+/// state_event, state::text`.
+pub(super) fn whole_session(row: &Row) -> Result<SessionState, tokio_postgres::Error> {
+    let state = version(row, 7)?.zip(row.try_get(10)?).map(|(version, json): (_, String)| (version, json.into_bytes()));
+    let stateful = state.is_some();
+    session(row, state, stateful)
+}
+
+fn session(row: &Row, state: Option<(Version, Vec<u8>)>, stateful: bool) -> Result<SessionState, tokio_postgres::Error> {
     Ok(SessionState {
+        session_id: row.try_get(0)?,
         user_id: row.try_get(1)?,
         status: row.try_get(2)?,
         started_at_us: row.try_get::<_, Micros>(4)?.0,
-        status_version: Version { seq: row.try_get(3)?, at_us: row.try_get::<_, Micros>(5)?.0, event_id: row.try_get(7)? },
-        ended_at_us: row.try_get::<_, Option<Micros>>(6)?.map(|at| at.0),
-        state: ours.map(|(version, json)| (version, json.to_vec())),
-        stateful: state_version.is_some(),
-        session_id,
+        status_version: Version { seq: row.try_get(3)?, at_us: row.try_get::<_, Micros>(5)?.0, event_id: row.try_get(6)? },
+        state,
+        stateful,
     })
 }
