@@ -153,8 +153,10 @@ impl Wire {
 
     /// Reads more; at least one byte, and what it can once there is room for `bytes`.
     async fn fill(&mut self, bytes: usize, deadline: Duration) -> Result<(), RedisError> {
-        if self.buf.capacity() - self.buf.len() < bytes / 8 {
-            self.buf.reserve(bytes);
+        let held = self.buf.len();
+        if self.buf.capacity() - held < bytes / 8 {
+            // Of one size, what is left of the last one included: a hole that one leaves in memory is filled by the next.
+            self.buf.reserve(bytes.saturating_sub(held).max(bytes / 8));
         }
         match timeout(deadline, self.socket.read_buf(&mut self.buf)).await {
             Ok(Ok(0)) => Err(RedisError::Unreachable("the connection was closed".to_owned())),
