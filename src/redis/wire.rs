@@ -151,11 +151,11 @@ impl Wire {
         }
     }
 
-    /// Reads more; at least one byte, and what it can once there is room for `bytes`.
+    /// Reads more: at least one byte, into a buffer of `bytes` that has room for an eighth of them or more.
     async fn fill(&mut self, bytes: usize, deadline: Duration) -> Result<(), RedisError> {
         let held = self.buf.len();
         if self.buf.capacity() - held < bytes / 8 {
-            // Of one size, what is left of the last one included: a hole that one leaves in memory is filled by the next.
+            // Always of one size, with what is still held in it: the hole in memory that one leaves is filled by the next.
             self.buf.reserve(bytes.saturating_sub(held).max(bytes / 8));
         }
         match timeout(deadline, self.socket.read_buf(&mut self.buf)).await {

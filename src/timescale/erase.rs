@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use tokio_postgres::{Client, Transaction};
 
 use super::embedding_log::LOCK_KEY;
-use super::session_tables::whole_session;
+use super::session_tables::{SESSION_COLUMNS, whole_session};
 use super::{DatabaseError, connect};
 use crate::config;
 use crate::event::SessionState;
@@ -209,10 +209,9 @@ impl Eraser {
     /// # Errors
     /// The database is away or refuses.
     pub async fn sessions(&self, session_ids: &HashSet<String>) -> Result<Vec<SessionState>, DatabaseError> {
-        let query = "SELECT session_id, user_id, status, seq, started_at, updated_at, status_event, state_seq, state_at, state_event, state::text
-                     FROM sessions WHERE session_id = ANY($1)";
+        let query = format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE session_id = ANY($1)");
         let ids: Vec<_> = session_ids.iter().collect();
-        let rows = self.client.query(query, &[&ids]).await.map_err(failed)?;
+        let rows = self.client.query(&query, &[&ids]).await.map_err(failed)?;
         rows.iter().map(|row| whole_session(row).map_err(failed)).collect()
     }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::copy::attempt;
 use super::frame::Micros;
-use super::session_tables::{LATER, LATER_STATE, MERGE, whole_session};
+use super::session_tables::{LATER, LATER_STATE, MERGE, SESSION_COLUMNS, whole_session};
 use super::{Database, DatabaseError};
 use crate::event::SessionState;
 
@@ -45,7 +45,7 @@ const WOULD_CHANGE: &str = "
   SELECT FROM (SELECT session_id, seq, started_at, occurred_at AS updated_at, event_id AS status_event, state_seq, state_at, state_event FROM folded) excluded
   LEFT JOIN sessions known USING (session_id) WHERE known.session_id IS NULL OR {news}";
 const SESSIONS: &str = "
-SELECT session_id, user_id, status, seq, started_at, updated_at, status_event, state_seq, state_at, state_event, state::text
+SELECT {columns}
 FROM sessions WHERE session_id > $1 AND updated_at >= $2{only} ORDER BY session_id LIMIT $3";
 
 /// Which updates and sessions are meant.
@@ -108,7 +108,7 @@ impl SessionRebuild {
             None => String::new(),
         };
         let page = PAGE.replace("{change}", &change).replace("{only}", &only("$5"));
-        let sessions = SESSIONS.replace("{only}", &only("$4"));
+        let sessions = SESSIONS.replace("{columns}", SESSION_COLUMNS).replace("{only}", &only("$4"));
         Self { database, scope, page, sessions }
     }
 

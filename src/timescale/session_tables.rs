@@ -37,6 +37,9 @@ pub(super) const LATER: &str =
     "(excluded.seq, excluded.updated_at, excluded.status_event) > (known.seq, known.updated_at, known.status_event)";
 pub(super) const LATER_STATE: &str = "(excluded.state_seq IS NOT NULL AND (known.state_seq IS NULL OR
   (excluded.state_seq, excluded.state_at, excluded.state_event) > (known.state_seq, known.state_at, known.state_event)))";
+/// Columns of `sessions` in the order of [`whole_session`].
+pub(super) const SESSION_COLUMNS: &str =
+    "session_id, user_id, status, seq, started_at, updated_at, status_event, state_seq, state_at, state_event, state::text";
 /// State maps of sessions, for hashes that are gone.
 const STATES: &str = "SELECT session_id, state::text, state_seq, state_at, state_event FROM sessions WHERE session_id = ANY($1) AND state IS NOT NULL";
 
@@ -169,8 +172,7 @@ fn state(row: &Row, brought: &[Folded<'_>]) -> Result<SessionState, tokio_postgr
     session(row, state, state_version.is_some())
 }
 
-/// A session with its state map, out of `session_id, user_id, status, seq, started_at, updated_at, status_event, state_seq, state_at,
-/// state_event, state::text`.
+/// A session with its state map, out of [`SESSION_COLUMNS`].
 pub(super) fn whole_session(row: &Row) -> Result<SessionState, tokio_postgres::Error> {
     let state = version(row, 7)?.zip(row.try_get(10)?).map(|(version, json): (_, String)| (version, json.into_bytes()));
     let stateful = state.is_some();
