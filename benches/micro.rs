@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use aegis_ingest::event::msgpack::Reader;
 use aegis_ingest::event::{
     Decode, Embedding, Fault, Interaction, Judge, Origin, Payload, SessionUpdate, Window, each_event, fold, json_to_msgpack,
 };
@@ -44,20 +45,14 @@ fn judge_all(
     judge: &mut Judge,
     scratch: &mut Vec<u8>,
     payloads: &[Payload<'_>],
-    mut each: impl FnMut(&mut Judge, &[u8], &Origin<'_>) -> Result<(), Fault>,
+    mut each: impl FnMut(&mut Judge, &mut Reader<'_>, &Origin<'_>) -> Result<(), Fault>,
 ) {
     for (ms, payload) in (0..).zip(payloads) {
-        let judged = each_event(*payload, scratch, |index, _, event| {
-            let origin = Origin { stream: "aegis:interactions", ms, seq: 0, index };
-            event.and_then(|event| each(judge, event, &origin)).unwrap_or_else(unfit);
+        let judged = each_event(*payload, scratch, |index, event| {
+            each(judge, event, &Origin { stream: "aegis:interactions", ms, seq: 0, index })
         });
-        judged.map_or_else(unfit, drop);
+        assert!(judged.is_ok_and(|events| events.faulty.is_empty()), "the generator made an event that is no event");
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "what unwrap_or_else wants")]
-fn unfit(fault: Fault) {
-    panic!("the generator made an event that is no event: {fault:?}");
 }
 
 fn decode_interactions(bencher: Bencher<'_, '_>, payloads: &[Payload<'_>]) {
@@ -143,8 +138,9 @@ fn frames_of_interactions(bencher: Bencher<'_, '_>) {
     let bodies = bodies(INTERACTIONS, Format::Data);
     let mut judges: Vec<Judge> = bodies.iter().map(|_| judge()).collect();
     let origin = Origin { stream: "aegis:interactions", ms: 1, seq: 0, index: 0 };
-    let events: Vec<_> =
-        (bodies.iter().zip(&mut judges)).filter_map(|(body, judge)| Interaction::decode(judge, body, &origin).ok()).collect();
+    let events: Vec<_> = (bodies.iter().zip(&mut judges))
+        .filter_map(|(body, judge)| Interaction::decode(judge, &mut Reader::new(body), &origin).ok())
+        .collect();
     assert_eq!(events.len(), EVENTS);
     let bytes: usize = bodies.iter().map(Vec::len).sum();
     bencher.counter(ItemsCount::new(EVENTS)).counter(BytesCount::new(bytes)).bench_local(|| {
@@ -185,8 +181,9 @@ fn sessions_to_frames_and_states(bencher: Bencher<'_, '_>) {
     let bodies = bodies(SESSIONS, Format::Data);
     let mut judges: Vec<Judge> = bodies.iter().map(|_| judge()).collect();
     let origin = Origin { stream: "aegis:sessions", ms: 1, seq: 0, index: 0 };
-    let events: Vec<_> =
-        (bodies.iter().zip(&mut judges)).filter_map(|(body, judge)| SessionUpdate::decode(judge, body, &origin).ok()).collect();
+    let events: Vec<_> = (bodies.iter().zip(&mut judges))
+        .filter_map(|(body, judge)| SessionUpdate::decode(judge, &mut Reader::new(body), &origin).ok())
+        .collect();
     assert_eq!(events.len(), EVENTS);
     bencher.counter(ItemsCount::new(EVENTS)).bench_local(|| {
         let mut frames = Frames::default();

@@ -21,13 +21,15 @@ pub mod subject;
 pub use decode::{Decode, Judge};
 pub use fields::{collection_name, spoken};
 pub use json::json_to_msgpack;
-pub use payload::{Payload, each_event, event_alone};
+pub use payload::{Events, Payload, each_event, event_alone};
 pub use session::{Folded, SessionState, Version, fold};
 
 /// Events that one entry may hold.
 pub const ARRAY_MAX: usize = 10_000;
 /// Containers inside each other, the event's own map being the first.
 pub const DEPTH_MAX: usize = 32;
+/// What is wrong with an event that is none.
+const NO_MAP: &str = "the event is not a map";
 /// Longest `session_id` and `user_id`, bytes.
 pub const ID_BYTES_MAX: usize = 256;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::event::msgpack::Reader;
 use crate::event::{Fault, Judge, Origin};
 
 /// The id of a stream entry.
@@ -133,6 +134,9 @@ pub trait Rows: Default + Send + Sync + 'static {
         self.len() == 0
     }
 
+    /// Forgets those of one entry of the batch, which were added last.
+    fn forget(&mut self, entry: u32);
+
     /// Forgets all of them, and keeps the memory.
     fn clear(&mut self);
 }
@@ -186,14 +190,14 @@ pub trait Destination: Send + Sync + 'static {
     /// The form in which it takes them.
     type Rows: Rows;
 
-    /// Judges one event (the bytes of its `MessagePack` map) and adds it to `rows`.
+    /// Judges the event that a reader stands before, adds it to `rows`, and leaves the reader behind the event.
     ///
     /// # Errors
     /// What is wrong with the event; `rows` is as before then.
     fn push(
         &self,
         judge: &mut Judge,
-        event: &[u8],
+        event: &mut Reader<'_>,
         origin: &Origin<'_>,
         place: Place,
         rows: &mut Self::Rows,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aegis_ingest::event::msgpack::Reader;
 use aegis_ingest::event::{Decode as _, Embedding, Judge, Origin, Window};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use base64::Engine as _;
@@ -28,7 +29,7 @@ pub fn record(event: &[u8]) -> Result<Record> {
     let window = Window::around(now_ms().cast_signed() * 1_000, Duration::from_hours(24), Duration::from_hours(1));
     let mut judge = Judge::new(window);
     let origin = Origin { stream: "aegis:embeddings", ms: 0, seq: 0, index: 0 };
-    let event = Embedding::decode(&mut judge, event, &origin).map_err(|fault| anyhow!("{}", fault.reason))?;
+    let event = Embedding::decode(&mut judge, &mut Reader::new(event), &origin).map_err(|fault| anyhow!("{}", fault.reason))?;
     Ok(Record {
         id: event.id.map_or_else(|| event.head.event_id.to_string(), str::to_owned),
         vector: event.embedding.0.to_vec(),

@@ -1,6 +1,7 @@
 //! Where sessions go: two tables in one transaction, then the hash. Here because it needs two stores that do not know each other.
 
 use crate::config::BatchLimits;
+use crate::event::msgpack::Reader;
 use crate::event::{Decode as _, Fault, Judge, Origin, SessionState, SessionUpdate};
 use crate::redis::RedisError;
 use crate::redis::sessions::SessionHashes;
@@ -27,7 +28,7 @@ impl Destination for SessionStore {
     fn push(
         &self,
         judge: &mut Judge,
-        event: &[u8],
+        event: &mut Reader<'_>,
         origin: &Origin<'_>,
         place: Place,
         rows: &mut SessionRows,

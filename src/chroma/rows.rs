@@ -47,6 +47,12 @@ impl seam::Rows for Rows {
         self.rows.len()
     }
 
+    fn forget(&mut self, entry: u32) {
+        while let Some(row) = self.rows.pop_if(|row| row.place.entry == entry) {
+            self.arena.truncate(row.start);
+        }
+    }
+
     fn clear(&mut self) {
         self.arena.clear();
         self.rows.clear();

@@ -9,6 +9,7 @@ use super::collections::Collections;
 use super::error::ChromaError;
 use super::rows::{Distinct, Rows};
 use crate::config::{self, Space};
+use crate::event::msgpack::Reader;
 use crate::event::{Code, Decode, Embedding, Fault, Judge, Origin};
 use crate::seam::{Answer, Destination, Place, WriteError, Written};
 
@@ -184,7 +185,14 @@ impl Vectors {
 impl Destination for Vectors {
     type Rows = Rows;
 
-    fn push(&self, judge: &mut Judge, event: &[u8], origin: &Origin<'_>, place: Place, rows: &mut Rows) -> Result<(), Fault> {
+    fn push(
+        &self,
+        judge: &mut Judge,
+        event: &mut Reader<'_>,
+        origin: &Origin<'_>,
+        place: Place,
+        rows: &mut Rows,
+    ) -> Result<(), Fault> {
         rows.push(&Embedding::decode(judge, event, origin)?, place);
         Ok(())
     }

@@ -8,8 +8,8 @@ use super::fields::{
     shown, status, text, torn, value, vector,
 };
 use super::json::{write_key, write_pairs, write_scalar, write_text, write_value};
-use super::msgpack::{Reader, Value};
-use super::{Code, Embedding, Fault, Interaction, Origin, SessionUpdate, Text, Window, collection_name};
+use super::msgpack::{Reader, Value, too_deep};
+use super::{Code, DEPTH_MAX, Embedding, Fault, Interaction, NO_MAP, Origin, SessionUpdate, Text, Window, collection_name};
 
 /// What events are judged by, and memory that is used again for each.
 #[derive(Debug)]
@@ -28,35 +28,45 @@ impl Judge {
 
 /// An event that can be read from a `MessagePack` map.
 pub trait Decode<'a>: Sized {
-    /// Reads and judges the map.
+    /// Reads and judges the value that `event` stands before, and leaves it behind that.
     ///
     /// # Errors
-    /// The first thing that is wrong.
-    fn decode(judge: &'a mut Judge, event: &'a [u8], origin: &Origin<'_>) -> Result<Self, Fault>;
+    /// The first thing that is wrong. Where `event` stands then is not said.
+    fn decode<'e: 'a>(judge: &'a mut Judge, event: &mut Reader<'e>, origin: &Origin<'_>) -> Result<Self, Fault>;
 }
 
 /// Reads the pairs of the event's map, one call each with all bytes of the value.
 #[inline]
-fn pairs<'a>(event: &'a [u8], mut each: impl FnMut(&'a [u8], &'a [u8])) -> Result<(), Fault> {
-    let mut reader = Reader::new(event);
-    let Value::Map(len) = reader.read().map_err(torn)? else {
-        return Err(Fault::new(Code::Malformed, "the event is not a map"));
+fn pairs<'e>(event: &mut Reader<'e>, mut each: impl FnMut(&'e [u8], &'e [u8])) -> Result<(), Fault> {
+    let (from, containers) = (event.position(), event.containers_stepped_over());
+    let Value::Map(len) = event.read().map_err(torn)? else {
+        return Err(Fault::new(Code::Malformed, NO_MAP));
     };
+    let mut bad_key = None;
     for _ in 0..len {
-        let key = match reader.short_text() {
+        let key = match event.short_text() {
             Some(key) => key,
-            None => long_key(&mut reader)?,
+            None => long_key(event, &mut bad_key)?,
         };
-        each(key, reader.whole().map_err(torn)?);
+        each(key, event.whole().map_err(torn)?);
     }
-    Ok(())
+    // Fewer containers than levels, the event's own map being one, cannot nest too deep: true of nearly every event, at the
+    // price of a count.
+    if event.containers_stepped_over() - containers >= DEPTH_MAX && too_deep(event.since(from)).map_err(torn)? {
+        return Err(Fault::new(Code::Malformed, format!("the event nests deeper than {DEPTH_MAX} levels")));
+    }
+    bad_key.map_or(Ok(()), Err)
 }
 
 #[cold]
-fn long_key<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], Fault> {
-    match reader.read().map_err(torn)? {
-        Value::Text(key) => Ok(key),
-        other => Err(Fault::new(Code::InvalidField, format!("a key of the event is {}: keys are texts", other.kind()))),
+fn long_key<'e>(event: &mut Reader<'e>, bad_key: &mut Option<Fault>) -> Result<&'e [u8], Fault> {
+    match event.read_whole().map_err(torn)? {
+        (Value::Text(key), _) => Ok(key),
+        (other, _) => {
+            let reason = || format!("a key of the event is {}: keys are texts", other.kind());
+            bad_key.get_or_insert_with(|| Fault::new(Code::InvalidField, reason()));
+            Ok(&[])
+        }
     }
 }
 
@@ -66,7 +76,7 @@ fn unknown_key(key: &[u8]) -> Result<&str, Fault> {
 
 impl<'a> Decode<'a> for Interaction<'a> {
     #[inline]
-    fn decode(judge: &'a mut Judge, event: &'a [u8], origin: &Origin<'_>) -> Result<Self, Fault> {
+    fn decode<'e: 'a>(judge: &'a mut Judge, event: &mut Reader<'e>, origin: &Origin<'_>) -> Result<Self, Fault> {
         let (mut event_id, mut occurred_at, mut session_id, mut user_id) = (None, None, None, None);
         let (mut intent, mut latency_ms, mut confidence, mut channel) = (None, None, None, None);
         let (mut locale, mut transcript, mut attributes, mut embedding) = (None, None, None, None);
@@ -134,7 +144,7 @@ fn object<'a>(json: &'a mut Vec<u8>, unknown: &[(&[u8], &[u8])], attributes: Slo
 
 impl<'a> Decode<'a> for SessionUpdate<'a> {
     #[inline]
-    fn decode(judge: &'a mut Judge, event: &'a [u8], origin: &Origin<'_>) -> Result<Self, Fault> {
+    fn decode<'e: 'a>(judge: &'a mut Judge, event: &mut Reader<'e>, origin: &Origin<'_>) -> Result<Self, Fault> {
         let (mut event_id, mut occurred_at, mut session_id, mut user_id) = (None, None, None, None);
         let (mut status_slot, mut seq, mut state) = (None, None, None);
         pairs(event, |key, value| match key {
@@ -169,7 +179,7 @@ impl<'a> Decode<'a> for SessionUpdate<'a> {
 }
 
 impl<'a> Decode<'a> for Embedding<'a> {
-    fn decode(judge: &'a mut Judge, event: &'a [u8], origin: &Origin<'_>) -> Result<Self, Fault> {
+    fn decode<'e: 'a>(judge: &'a mut Judge, event: &mut Reader<'e>, origin: &Origin<'_>) -> Result<Self, Fault> {
         let (mut event_id, mut occurred_at, mut session_id, mut user_id) = (None, None, None, None);
         let (mut id, mut embedding, mut document, mut metadata, mut collection) = (None, None, None, None, None);
         let mut unknown: Vec<(&[u8], &[u8])> = Vec::new();

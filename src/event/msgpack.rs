@@ -63,12 +63,13 @@ pub enum Torn {
 pub struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    stepped_over: usize,
 }
 
 impl<'a> Reader<'a> {
     /// A reader at the first byte.
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+        Self { bytes, at: 0, stepped_over: 0 }
     }
 
     /// Bytes read so far.
@@ -79,6 +80,16 @@ impl<'a> Reader<'a> {
     /// Whether all is read.
     pub const fn is_done(&self) -> bool {
         self.at == self.bytes.len()
+    }
+
+    /// All bytes from a position to this one.
+    pub fn since(&self, position: usize) -> &'a [u8] {
+        self.bytes.get(position..self.at).unwrap_or_default()
+    }
+
+    /// Containers stepped over so far.
+    pub const fn containers_stepped_over(&self) -> usize {
+        self.stepped_over
     }
 
     #[inline]
@@ -171,22 +182,20 @@ impl<'a> Reader<'a> {
     }
 
     /// Steps over the members of `head`, which was just read: nothing to do unless it is a container. Takes constant memory
-    /// however deep the members nest. Returns how many containers there were.
+    /// however deep the members nest.
     ///
     /// # Errors
     /// The bytes are torn.
-    #[inline]
-    pub fn skip_members(&mut self, head: Value<'a>) -> Result<usize, Torn> {
-        let own = usize::from(matches!(head, Value::Array(_) | Value::Map(_)));
-        Ok(own + self.skip(members(head))?)
+    pub fn skip_members(&mut self, head: Value<'a>) -> Result<(), Torn> {
+        self.skip(members(head))
     }
 
-    /// Steps over so many values. Returns how many containers there were.
+    /// Steps over so many values.
     ///
-    /// Every event is stepped over once before it is taken, so this looks at markers alone and makes no values; most of them
-    /// tell their length by themselves.
+    /// Every value of an event is stepped over before it is read, so this looks at markers alone and makes no values; most of
+    /// them tell their length by themselves.
     #[inline]
-    fn skip(&mut self, mut left: u64) -> Result<usize, Torn> {
+    fn skip(&mut self, mut left: u64) -> Result<(), Torn> {
         let bytes = self.bytes;
         let (mut at, mut containers) = (self.at, 0);
         while left > 0 {
@@ -208,7 +217,8 @@ impl<'a> Reader<'a> {
             return Err(Torn::Ended(bytes.len()));
         }
         self.at = at;
-        Ok(containers)
+        self.stepped_over += containers;
+        Ok(())
     }
 
     /// All bytes of the next value.
@@ -219,7 +229,7 @@ impl<'a> Reader<'a> {
     pub fn whole(&mut self) -> Result<&'a [u8], Torn> {
         let from = self.at;
         match self.bytes.get(from).map_or(0, |marker| LENGTH[usize::from(*marker)]) {
-            0 => self.skip(1).map(|_| &self.bytes[from..self.at]),
+            0 => self.skip(1).map(|()| &self.bytes[from..self.at]),
             length => self.take(usize::from(length)),
         }
     }

@@ -2,9 +2,10 @@
 
 use serde_json::value::RawValue;
 
+use super::fields::torn;
 use super::json::json_to_msgpack;
-use super::msgpack::{Reader, Value, too_deep};
-use super::{ARRAY_MAX, Code, Fault};
+use super::msgpack::{Reader, Value};
+use super::{ARRAY_MAX, Code, Fault, NO_MAP};
 
 /// The value of the one field that counts.
 #[derive(Clone, Copy, Debug)]
@@ -23,58 +24,60 @@ fn too_many(len: usize) -> Fault {
     Fault::new(Code::TooLarge, format!("the entry holds {len} events: at most {ARRAY_MAX} are allowed"))
 }
 
-const NO_MAP: &str = "the event is not a map";
-const DEEP: &str = "the event nests deeper than 32 levels";
+/// What an entry holds.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Events<'a> {
+    /// How many events.
+    pub count: u32,
+    /// Those that are faulty: their position, their bytes as they came, and what is wrong.
+    pub faulty: Vec<(u32, &'a [u8], Fault)>,
+}
 
-/// Calls `each` with every event of a payload: its position, its bytes as they came, and its `MessagePack` map or what is wrong
-/// with this one event. `scratch` is memory to use again. Returns how many events there were.
+/// Calls `take` with every event of a payload: its position, and a reader that stands before its `MessagePack` map. `take` leaves
+/// it behind the map, or says what is wrong with this one event. `scratch` is memory to use again.
+///
+/// An event is taken as soon as it is met, since nearly every payload is sound to its end, and looking for the end first takes as
+/// long as reading.
 ///
 /// # Errors
-/// The payload as a whole is unusable; `each` was not called.
+/// The payload as a whole is unusable: what `take` was called with is to be forgotten.
 pub fn each_event<'a>(
     payload: Payload<'a>,
     scratch: &mut Vec<u8>,
-    mut each: impl FnMut(u32, &'a [u8], Result<&[u8], Fault>),
-) -> Result<u32, Fault> {
+    mut take: impl FnMut(u32, &mut Reader<'_>) -> Result<(), Fault>,
+) -> Result<Events<'a>, Fault> {
     match payload {
         Payload::MessagePack(bytes) => {
-            let mut reader = Reader::new(bytes);
-            let torn = |torn: super::msgpack::Torn| malformed(torn.to_string());
-            let complete = |reader: &Reader<'_>| match bytes.len() - reader.position() {
-                0 => Ok(()),
-                rest => Err(malformed(format!("{rest} bytes follow the end of the MessagePack value"))),
+            let start = Reader::new(bytes);
+            let mut reader = start.clone();
+            // A value that is no array is the one event of its entry.
+            let (count, alone) = match reader.read().map_err(torn)? {
+                Value::Array(len) => (len, None),
+                other => (1, Some(other)),
             };
-            let head = reader.read().map_err(torn)?;
-            let Value::Array(len) = head else {
-                let containers = reader.skip_members(head).map_err(torn)?;
-                complete(&reader)?;
-                return match head {
-                    Value::Map(_) => {
-                        each(0, bytes, judge(head, bytes, containers));
-                        Ok(1)
-                    }
-                    other => Err(malformed(format!("the payload is {}: a map or an array of maps is required", other.kind()))),
-                };
-            };
-            // The whole is looked through before the first event is taken; where each one ends is remembered from that.
-            let mut events = Vec::with_capacity((len as usize).min(ARRAY_MAX));
-            for index in 0..len as usize {
-                let from = reader.position();
-                let head = reader.read().map_err(torn)?;
-                let containers = reader.skip_members(head).map_err(torn)?;
-                if index < ARRAY_MAX {
-                    events.push((head, from, reader.position(), containers));
+            if alone.is_some() {
+                reader = start;
+            }
+            let mut faulty = Vec::new();
+            let taken = (count as usize).min(ARRAY_MAX);
+            for index in 0..taken as u32 {
+                let before = reader.clone();
+                if let Err(fault) = take(index, &mut reader) {
+                    reader = before;
+                    faulty.push((index, reader.whole().map_err(torn)?, fault));
                 }
             }
-            complete(&reader)?;
-            if len as usize > ARRAY_MAX {
-                return Err(too_many(len as usize));
+            for _ in taken..count as usize {
+                reader.whole().map_err(torn)?;
             }
-            for (index, (head, from, to, containers)) in (0..).zip(events) {
-                let event = &bytes[from..to];
-                each(index, event, judge(head, event, containers));
+            match (bytes.len() - reader.position(), alone) {
+                (0, None | Some(Value::Map(_))) => {}
+                (0, Some(other)) => {
+                    return Err(malformed(format!("the payload is {}: a map or an array of maps is required", other.kind())));
+                }
+                (rest, _) => return Err(malformed(format!("{rest} bytes follow the end of the MessagePack value"))),
             }
-            Ok(len)
+            if count as usize > ARRAY_MAX { Err(too_many(count as usize)) } else { Ok(Events { count, faulty }) }
         }
         Payload::Json(bytes) => {
             let unreadable = |error: serde_json::Error| {
@@ -89,42 +92,30 @@ pub fn each_event<'a>(
             if events.len() > ARRAY_MAX {
                 return Err(too_many(events.len()));
             }
-            for (index, event) in events.iter().enumerate() {
+            let mut faulty = Vec::new();
+            for (index, event) in (0..).zip(&events) {
                 let text = event.get().as_bytes();
                 scratch.clear();
-                let map = match text.first() {
+                let taken = match text.first() {
                     Some(b'{') => json_to_msgpack(text, scratch)
                         .map_err(|problem| malformed(format!("the event's JSON cannot be used: {problem}")))
-                        .and_then(|()| judge(Value::Map(0), scratch, usize::MAX)),
+                        .and_then(|()| take(index, &mut Reader::new(scratch))),
                     _ => Err(malformed(NO_MAP)),
                 };
-                each(index as u32, text, map);
+                if let Err(fault) = taken {
+                    faulty.push((index, text, fault));
+                }
             }
-            Ok(events.len() as u32)
+            Ok(Events { count: events.len() as u32, faulty })
         }
     }
 }
 
 /// The bytes of event `index` as they came, for a dead letter that is written after the event was taken.
 pub fn event_alone(payload: Payload<'_>, index: u32) -> Option<&[u8]> {
-    let mut found = None;
-    let _ = each_event(payload, &mut Vec::new(), |at, bytes, _| {
-        if at == index {
-            found = Some(bytes);
-        }
-    });
-    found
-}
-
-/// Judges one whole value, whose head and number of containers are known.
-#[inline]
-fn judge<'a>(head: Value<'_>, event: &'a [u8], containers: usize) -> Result<&'a [u8], Fault> {
-    if !matches!(head, Value::Map(_)) {
-        return Err(malformed(NO_MAP));
-    }
-    // Fewer containers than levels cannot nest too deep: true of nearly every event, at the price of a count.
-    if containers > super::DEPTH_MAX && too_deep(event).map_err(|torn| malformed(torn.to_string()))? {
-        return Err(malformed(DEEP));
-    }
-    Ok(event)
+    // What is sought is made the faulty one.
+    let sought = || Fault::new(Code::Rejected, "");
+    let skip = |event: &mut Reader<'_>| event.whole().map(drop).map_err(torn);
+    let events = each_event(payload, &mut Vec::new(), |at, event| if at == index { Err(sought()) } else { skip(event) });
+    events.ok()?.faulty.into_iter().find_map(|(at, bytes, _)| (at == index).then_some(bytes))
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::event::{Code, Fault, Judge, Origin, Payload, each_event, event_alone};
+use crate::event::{Code, Events, Fault, Judge, Origin, Payload, each_event, event_alone};
 use crate::seam::{
     Body, DeadBody, Delivered, Destination, Entry, EntryId, Place, ReplayOrigin, Rows, Setaside, Settlement, Written,
 };
@@ -127,8 +127,8 @@ impl<R: Rows> Batch<R> {
             Payload::Json(_) => DeadBody::Json(bytes.slice_ref(raw)),
         };
         let replayed = entry.extras.as_ref().and_then(|extras| extras.origin.as_ref());
-        let (rows, dead) = (&mut self.rows, &mut self.dead);
-        each_event(payload, scratch, |index, raw, event| {
+        let rows = &mut self.rows;
+        let events = each_event(payload, scratch, |index, event| {
             let place = Place { entry: number, index };
             let origin = match replayed {
                 Some(first) => {
@@ -136,11 +136,19 @@ impl<R: Rows> Batch<R> {
                 }
                 None => Origin { stream, ms: entry.id.ms, seq: entry.id.seq, index },
             };
-            if let Err(fault) = event.and_then(|event| destination.push(judge, event, &origin, place, rows)) {
-                dead.push((place, fault, kept(raw)));
+            destination.push(judge, event, &origin, place, rows)
+        });
+        match events {
+            Ok(Events { count, faulty }) => {
+                let faulty = faulty.into_iter();
+                self.dead.extend(faulty.map(|(index, raw, fault)| (Place { entry: number, index }, fault, kept(raw))));
+                Ok(count)
             }
-        })
-        .map_err(|fault| (fault, kept(bytes)))
+            Err(fault) => {
+                rows.forget(number);
+                Err((fault, kept(bytes)))
+            }
+        }
     }
 
     /// What is to be told to the stream now that the rows are durable.

@@ -9,6 +9,7 @@ use super::copy::{Target, Way, attempt, bring, settle_rows};
 use super::frame::{Frames, Micros, field, optional};
 use super::{Database, DatabaseError, connect};
 use crate::config::{self, BatchLimits};
+use crate::event::msgpack::Reader;
 use crate::event::{Decode as _, Embedding, Fault, Judge, Origin};
 use crate::seam::{self, Destination, EntryId, WriteError, Written};
 
@@ -48,7 +49,7 @@ impl Destination for EmbeddingLog {
     fn push(
         &self,
         judge: &mut Judge,
-        event: &[u8],
+        event: &mut Reader<'_>,
         origin: &Origin<'_>,
         place: seam::Place,
         rows: &mut Frames,

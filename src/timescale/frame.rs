@@ -234,6 +234,12 @@ impl Rows for Frames {
         self.rows.len()
     }
 
+    fn forget(&mut self, entry: u32) {
+        while let Some(row) = self.rows.pop_if(|row| row.place.entry == entry) {
+            self.bytes.truncate(row.from as usize);
+        }
+    }
+
     fn clear(&mut self) {
         self.bytes.clear();
         self.rows.clear();

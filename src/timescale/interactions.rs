@@ -6,6 +6,7 @@ use super::copy::{Target, Way, attempt, bring, settle_rows};
 use super::frame::{Frames, INTERACTION_COLUMNS};
 use super::{Database, DatabaseError};
 use crate::config::BatchLimits;
+use crate::event::msgpack::Reader;
 use crate::event::{Decode as _, Fault, Interaction, Judge, Origin};
 use crate::seam::{Destination, Forward, Place, Rows, WriteError, Written};
 
@@ -19,6 +20,11 @@ pub struct InteractionRows {
 impl Rows for InteractionRows {
     fn len(&self) -> usize {
         self.frames.len()
+    }
+
+    fn forget(&mut self, entry: u32) {
+        self.frames.forget(entry);
+        self.forwards.truncate(self.forwards.partition_point(|(place, _)| place.entry < entry));
     }
 
     fn clear(&mut self) {
@@ -55,7 +61,7 @@ impl Destination for Interactions {
     fn push(
         &self,
         judge: &mut Judge,
-        event: &[u8],
+        event: &mut Reader<'_>,
         origin: &Origin<'_>,
         place: Place,
         rows: &mut Self::Rows,

@@ -60,6 +60,10 @@ impl Rows for SessionRows {
         self.0.len()
     }
 
+    fn forget(&mut self, entry: u32) {
+        self.0.forget(entry);
+    }
+
     fn clear(&mut self) {
         self.0.clear();
     }

@@ -170,7 +170,7 @@ fn closed(mut entry: Entry) -> Entry {
 mod tests {
     use super::super::{Generator, Options};
     use super::*;
-    use crate::event::{Payload, each_event};
+    use crate::event::{Events, Payload, each_event};
 
     fn pack(format: Format, events_max: usize, bytes_max: usize, partitions: u16) -> Vec<Entry> {
         let events = Generator::new(Options { format, ..Options::default() }).take(1_000);
@@ -185,8 +185,9 @@ mod tests {
             for entry in entries {
                 let payload =
                     if format == Format::Data { Payload::MessagePack(&entry.payload) } else { Payload::Json(&entry.payload) };
-                let read = each_event(payload, &mut Vec::new(), |_, _, map| assert!(map.is_ok()));
-                assert_eq!(read, Ok(entry.events));
+                let read =
+                    each_event(payload, &mut Vec::new(), |_, event| event.whole().map(drop).map_err(|torn| panic!("{torn}")));
+                assert_eq!(read, Ok(Events { count: entry.events, faulty: Vec::new() }));
                 assert!(entry.events <= 7 && entry.partition < 3);
                 assert!(entry.payload.len() <= 4_000 || entry.events == 1);
             }

@@ -211,16 +211,12 @@ mod tests {
         let year = Duration::from_secs(365 * 86_400);
         let mut judge = Judge::new(Window::around(1_790_000_000_000_000, year, year));
         let origin = Origin { stream: "s", ms: 1, seq: 0, index: 0 };
-        let mut verdict = None;
-        let whole = each_event(payload, &mut Vec::new(), |_, _, map| {
-            let decoded = map.and_then(|map| match event.lane {
-                Lane::Interactions => Interaction::decode(&mut judge, map, &origin).map(drop),
-                Lane::Sessions => SessionUpdate::decode(&mut judge, map, &origin).map(drop),
-                Lane::Embeddings | Lane::Archive => Embedding::decode(&mut judge, map, &origin).map(drop),
-            });
-            verdict = decoded.err().map(|fault| fault.code);
+        let events = each_event(payload, &mut Vec::new(), |_, map| match event.lane {
+            Lane::Interactions => Interaction::decode(&mut judge, map, &origin).map(drop),
+            Lane::Sessions => SessionUpdate::decode(&mut judge, map, &origin).map(drop),
+            Lane::Embeddings | Lane::Archive => Embedding::decode(&mut judge, map, &origin).map(drop),
         });
-        whole.err().map_or(verdict, |fault| Some(fault.code))
+        events.map_or_else(|fault| Some(fault.code), |events| events.faulty.first().map(|(_, _, fault)| fault.code))
     }
 
     #[test]

@@ -654,6 +654,51 @@ async fn entries_are_judged_before_their_events() {
     assert!(grown < 96 << 20, "20 MB entries cost {grown} bytes of memory");
 }
 
+/// Events are taken as they are met; an entry that turns out unusable behind them must leave none of them, in any lane.
+#[tokio::test]
+async fn an_entry_that_is_torn_behind_good_events_leaves_none_of_them() {
+    let space = Space::new("torn_behind").await;
+    let worker = Worker::start(&space, &[]);
+    worker.ready().await;
+    let mut redis = space.redis().await;
+    let lanes = ["interactions", "sessions", "embeddings"];
+    for lane in lanes {
+        let event = |name: &str| match lane {
+            "interactions" => json!({ "session_id": name, "user_id": "u", "embedding": [1, 2] }),
+            "sessions" => json!({ "session_id": name, "user_id": "u", "status": "started", "state": { "a": 1 } }),
+            _ => json!({ "id": name, "session_id": name, "embedding": [1, 2] }),
+        };
+        let lost = Mp::Array((0..100).map(|n| Mp::from(&event(&format!("lost{n}")))).collect()).bytes();
+        let kept = |name: &str| Mp::Array(vec![Mp::from(&event(name))]).bytes();
+        // All in one batch: each must leave its neighbours alone.
+        let entries = [
+            kept("before"),
+            lost[..lost.len() - 1].to_vec(),
+            kept("between"),
+            [lost.as_slice(), &[0xc0]].concat(),
+            kept("behind"),
+        ];
+        send::many(&mut redis, &space.stream(lane), &entries.map(data_entry)).await;
+    }
+    worker.settled(&space, &lanes, LONG).await;
+    // What interactions hand on comes behind what they are settled by.
+    worker.settled(&space, &["embeddings"], LONG).await;
+    for lane in lanes {
+        let letters = dead_letters(&mut redis, &space.dead(lane)).await;
+        let codes: Vec<_> = letters.iter().map(|letter| (letter.text("code"), letter.index())).collect();
+        assert_eq!(codes, [(MALFORMED.to_owned(), 0), (MALFORMED.to_owned(), 0)], "{lane}");
+    }
+    let database = space.database().await;
+    let kept = ["before", "behind", "between"];
+    let mut rows: Vec<_> = stores::interactions(&database).await.into_iter().map(|row| row.session_id).collect();
+    rows.sort();
+    assert_eq!(rows, kept);
+    assert_eq!(stores::session_events(&database).await.len(), 3);
+    assert!(stores::sessions(&database).await.keys().eq(&kept));
+    // Three of their own lane, and those of three interactions.
+    assert_eq!(stores::record_count(&space.chroma(), &space.collection).await, 6);
+}
+
 #[tokio::test]
 async fn what_just_keeps_the_rules_is_written() {
     let good = json!({ "session_id": "s", "user_id": "u" });

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use aegis_ingest::config;
+use aegis_ingest::event::msgpack::Reader;
 use aegis_ingest::event::{
-    Decode, Embedding, Fault, Interaction, Judge, Origin, Payload, SessionUpdate, Text, Window, each_event, event_alone,
+    Decode, Embedding, Events, Fault, Interaction, Judge, Origin, Payload, SessionUpdate, Text, Window, each_event, event_alone,
 };
 use aegis_ingest::seam::{Destination, Place, Rows as _};
 use aegis_ingest::timescale::{Database, Interactions};
@@ -30,25 +31,37 @@ fn judge() -> Judge {
 
 /// Everything that can be asked of a payload; returns how many events there were and how many of them are sound.
 fn ask_everything(payload: Payload<'_>) -> (u32, u32) {
-    let (mut scratch, mut sound) = (Vec::new(), 0);
-    let events = each_event(payload, &mut scratch, |index, raw, event| {
-        assert_eq!(event_alone(payload, index).map(<[u8]>::len), Some(raw.len()));
-        let Ok(event) = event else { return };
-        let all = [
-            Interaction::decode(&mut judge(), event, &ORIGIN).map(|event| drop(event.forwarded())),
-            SessionUpdate::decode(&mut judge(), event, &ORIGIN).map(drop),
-            Embedding::decode(&mut judge(), event, &ORIGIN).map(drop),
-        ];
-        for result in all {
-            match result {
-                Ok(()) => sound += 1,
-                Err(Fault { reason, .. }) => {
-                    assert!(!reason.is_empty() && reason.len() < 500 && !reason.contains('\n'), "{reason:?}");
+    type Ask = fn(&mut Reader<'_>) -> Result<(), Fault>;
+    let kinds: [Ask; 3] = [
+        |event| Interaction::decode(&mut judge(), event, &ORIGIN).map(|event| drop(event.forwarded())),
+        |event| SessionUpdate::decode(&mut judge(), event, &ORIGIN).map(drop),
+        |event| Embedding::decode(&mut judge(), event, &ORIGIN).map(drop),
+    ];
+    let told = |Fault { reason, .. }: &Fault| {
+        assert!(!reason.is_empty() && reason.len() < 500 && !reason.contains('\n'), "{reason:?}");
+    };
+    let answers = kinds.map(|kind| {
+        let mut sound = 0;
+        let events = each_event(payload, &mut Vec::new(), |_, event| kind(event).inspect(|()| sound += 1));
+        match events {
+            Ok(Events { count, faulty }) => {
+                assert_eq!(sound + faulty.len() as u32, count);
+                for (index, raw, fault) in faulty {
+                    assert_eq!(event_alone(payload, index), Some(raw));
+                    told(&fault);
                 }
+                (Ok(count), sound)
+            }
+            Err(fault) => {
+                told(&fault);
+                (Err(fault), 0)
             }
         }
     });
-    (events.unwrap_or(0), sound)
+    // What is wrong with the whole does not depend on what is looked for in it.
+    assert!(answers.iter().all(|(count, _)| *count == answers[0].0), "{answers:?}");
+    let sound = answers.iter().map(|(_, sound)| sound).sum();
+    (answers[0].0.clone().unwrap_or(0), sound)
 }
 
 /// Characters that somebody on the way might take for something else.
@@ -139,29 +152,31 @@ fn interaction() -> impl Strategy<Value = Sound> {
 
 /// An interaction decoded, as a row; numbers compared to the bit.
 fn decoded(payload: Payload<'_>) -> Result<(InteractionRow, Option<Vec<u8>>), Fault> {
-    let mut found = Err(Fault::new(aegis_ingest::event::Code::Malformed, "no event"));
-    each_event(payload, &mut Vec::new(), |_, _, event| {
+    let mut found = None;
+    let events = each_event(payload, &mut Vec::new(), |_, event| {
         let mut judge = judge();
-        found = event.and_then(|event| {
-            let event = Interaction::decode(&mut judge, event, &ORIGIN)?;
-            let owned = |text: Option<Text<'_>>| text.map(|text| text.as_str().to_owned());
-            let row = InteractionRow {
-                occurred_at_us: event.head.occurred_at_us,
-                event_id: event.head.event_id,
-                session_id: event.session_id.as_str().to_owned(),
-                user_id: event.user_id.as_str().to_owned(),
-                intent: owned(event.intent),
-                latency_ms: event.latency_ms,
-                confidence: event.confidence.map(|number| number as f32),
-                channel: owned(event.channel),
-                locale: owned(event.locale),
-                transcript: owned(event.transcript),
-                attributes: event.attributes.map(|json| serde_json::from_slice(json).expect("JSON")),
-            };
-            Ok((row, event.embedding.map(|vector| vector.0.into_owned())))
-        });
+        let event = Interaction::decode(&mut judge, event, &ORIGIN)?;
+        let owned = |text: Option<Text<'_>>| text.map(|text| text.as_str().to_owned());
+        let row = InteractionRow {
+            occurred_at_us: event.head.occurred_at_us,
+            event_id: event.head.event_id,
+            session_id: event.session_id.as_str().to_owned(),
+            user_id: event.user_id.as_str().to_owned(),
+            intent: owned(event.intent),
+            latency_ms: event.latency_ms,
+            confidence: event.confidence.map(|number| number as f32),
+            channel: owned(event.channel),
+            locale: owned(event.locale),
+            transcript: owned(event.transcript),
+            attributes: event.attributes.map(|json| serde_json::from_slice(json).expect("JSON")),
+        };
+        found = Some((row, event.embedding.map(|vector| vector.0.into_owned())));
+        Ok(())
     })?;
-    found
+    match events.faulty.into_iter().next() {
+        Some((_, _, fault)) => Err(fault),
+        None => Ok(found.expect("an event")),
+    }
 }
 
 /// Equal but for the last places of floating-point numbers in JSON, which this test's own reading of JSON may change.
@@ -254,7 +269,7 @@ proptest! {
         let state = Mp::map(pairs.iter().map(|(key, value)| (key.as_str(), Mp::from(value))));
         let event = Mp::map([("session_id", Mp::str("s")), ("user_id", Mp::str("u")), ("status", Mp::str("updated")), ("state", state)]);
         let (mut judge, bytes) = (judge(), event.bytes());
-        let update = SessionUpdate::decode(&mut judge, &bytes, &ORIGIN).map_err(|fault| TestCaseError::fail(fault.reason))?;
+        let update = SessionUpdate::decode(&mut judge, &mut Reader::new(&bytes), &ORIGIN).map_err(|fault| TestCaseError::fail(fault.reason))?;
         let found: Json = serde_json::from_slice(update.state.unwrap()).unwrap();
         let wanted: Map<String, Json> = pairs.into_iter().collect();
         prop_assert!(same_json(&found, &Json::Object(wanted.clone())), "{found}\n{wanted:?}");
@@ -298,7 +313,8 @@ async fn copy_frames_are_read_back_as_they_were_meant() {
         sound.row.event_id = Uuid::from_u128((u128::from(entry) << 100) | 5);
         sound.event["event_id"] = sound.row.event_id.to_string().into();
         let place = Place { entry, index: 0 };
-        destination.push(&mut judge(), &Mp::from(&sound.event).bytes(), &ORIGIN, place, &mut rows).unwrap();
+        let event = Mp::from(&sound.event).bytes();
+        destination.push(&mut judge(), &mut Reader::new(&event), &ORIGIN, place, &mut rows).unwrap();
         wanted.push(sound.row);
     }
     let written = destination.write(&mut rows).await.unwrap();

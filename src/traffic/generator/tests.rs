@@ -2,22 +2,24 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::*;
-use crate::event::{self, Decode, Judge, Origin, Payload, Status, Window, each_event};
+use crate::event::msgpack::Reader;
+use crate::event::{self, Decode, Events, Judge, Origin, Payload, Status, Window, each_event};
 
 fn options() -> Options {
     Options { start_us: 1_790_000_000_000_000, sessions: 20, users: 50, inline_embeddings: 0.1, ..Options::default() }
 }
 
-fn judge(format: Format, lane: Lane, body: &[u8], check: impl FnOnce(&mut Judge, &[u8], &Origin<'_>)) {
+fn judge(format: Format, lane: Lane, body: &[u8], check: impl FnOnce(&mut Judge, &mut Reader<'_>, &Origin<'_>)) {
     let payload = if format == Format::Data { Payload::MessagePack(body) } else { Payload::Json(body) };
     let day = Duration::from_secs(86_400);
     let mut judge = Judge::new(Window::around(1_790_000_000_000_000, day, day));
     let origin = Origin { stream: lane.name(), ms: 1, seq: 0, index: 0 };
     let mut check = Some(check);
-    let count = each_event(payload, &mut Vec::new(), |_, _, map| {
-        (check.take().unwrap())(&mut judge, map.unwrap(), &origin);
+    let events = each_event(payload, &mut Vec::new(), |_, map| {
+        (check.take().unwrap())(&mut judge, map, &origin);
+        Ok(())
     });
-    assert_eq!(count, Ok(1));
+    assert_eq!(events, Ok(Events { count: 1, faulty: Vec::new() }));
 }
 
 #[test]

@@ -2,6 +2,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use super::*;
+use crate::event::msgpack::Reader;
 use crate::event::{self, Decode, Judge, Origin, Status, Text, Window};
 
 const LINES: &str = r#"{"seq":0,"kind":"session","session_id":"d1","user_id":"u1","offset_ms":10,"status":"started","turn":null,"version":0,"state":{}}
@@ -30,7 +31,7 @@ const ORIGIN: Origin<'static> = Origin { stream: "s", ms: 1, seq: 0, index: 0 };
 fn a_turn_keeps_every_key_and_gets_its_time() {
     let events: Vec<_> = timeline().events(sending()).collect();
     let mut judge = judge();
-    let turn = event::Interaction::decode(&mut judge, &events[1].body, &ORIGIN).unwrap();
+    let turn = event::Interaction::decode(&mut judge, &mut Reader::new(&events[1].body), &ORIGIN).unwrap();
     assert_eq!(turn.head.occurred_at_us, START_US + 25_000);
     let ids = (turn.session_id.as_str(), turn.user_id.as_str());
     assert_eq!((ids, turn.intent.map(Text::as_str)), (("d1", "u1"), Some("FindBus")));
@@ -41,7 +42,7 @@ fn a_turn_keeps_every_key_and_gets_its_time() {
         "acts": ["INFORM:to"], "slots": {"Bus": {"to": ["北京"]}},
     });
     assert_eq!(attributes, expected);
-    assert_eq!(event::Interaction::decode(&mut judge, &events[2].body, &ORIGIN).unwrap().intent, None);
+    assert_eq!(event::Interaction::decode(&mut judge, &mut Reader::new(&events[2].body), &ORIGIN).unwrap().intent, None);
 }
 
 #[test]
@@ -49,7 +50,7 @@ fn an_update_is_ordered_by_its_version() {
     let timeline = timeline();
     let last = timeline.events(sending()).last().unwrap();
     let mut judge = judge();
-    let update = event::SessionUpdate::decode(&mut judge, &last.body, &ORIGIN).unwrap();
+    let update = event::SessionUpdate::decode(&mut judge, &mut Reader::new(&last.body), &ORIGIN).unwrap();
     assert_eq!((update.seq, update.status, update.head.occurred_at_us), (7, Status::Ended, START_US + 41_000));
     assert_eq!(update.state, Some(r#"{"slots":{"Bus":{"to":["北京"]}}}"#.as_bytes()));
 }
@@ -62,8 +63,8 @@ fn sending_twice_is_the_same_events_and_a_prefix_makes_others() {
     assert_eq!(&*send("x-")[0].session_id, "x-d1");
     let mut judges = (judge(), judge());
     let (plain, prefixed) = (send(""), send("x-"));
-    let a = event::SessionUpdate::decode(&mut judges.0, &plain[0].body, &ORIGIN).unwrap();
-    let b = event::SessionUpdate::decode(&mut judges.1, &prefixed[0].body, &ORIGIN).unwrap();
+    let a = event::SessionUpdate::decode(&mut judges.0, &mut Reader::new(&plain[0].body), &ORIGIN).unwrap();
+    let b = event::SessionUpdate::decode(&mut judges.1, &mut Reader::new(&prefixed[0].body), &ORIGIN).unwrap();
     assert_eq!(b.session_id.as_str(), "x-d1");
     assert_ne!(a.head.event_id, b.head.event_id);
 }
@@ -83,7 +84,7 @@ fn vectors_follow_their_lines() {
     let events: Vec<_> = timeline.events(Sending { vectors: Some(&vectors), ..sending() }).collect();
     assert_eq!(events.len(), 6);
     let mut judge = judge();
-    let vector = event::Embedding::decode(&mut judge, &events[4].body, &ORIGIN).unwrap();
+    let vector = event::Embedding::decode(&mut judge, &mut Reader::new(&events[4].body), &ORIGIN).unwrap();
     assert_eq!((vector.id, vector.document), (Some("d1:1"), Some("Sure.")));
     assert_eq!(vector.embedding.0, [1.0_f32, 0.0].map(f32::to_le_bytes).concat());
     let metadata: Value = serde_json::from_slice(vector.metadata).unwrap();
