@@ -36,8 +36,8 @@ use crate::telemetry::metric::{LaneMetrics, LatencyBatch};
 /// writing, but for the moments in which Redis waits for its own log; these should hold up no writer.
 const SETTLING_MAX: usize = 4;
 
-/// Memory of written rows that is kept for those to come: one batch gathers, another may wait for its turn.
-const ROWS_KEPT: usize = 2;
+/// Written batches whose memory is kept for those to come: one gathers, another may wait for its turn.
+const SPARES_MAX: usize = 2;
 
 /// Chunks read ahead: most of what a read brings, so that the server can get the next reply ready while this one is decoded.
 const CHUNKS_AHEAD: usize = 4;
@@ -100,7 +100,7 @@ struct Shared<D: Destination, T> {
     /// Tells the reader the same.
     gather: Notify,
     /// Written, empty again; their memory serves the next batches as long as there is a backlog.
-    spare_rows: Mutex<Vec<D::Rows>>,
+    spares: Mutex<Vec<Batch<D::Rows>>>,
 }
 
 impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
@@ -119,7 +119,7 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
             writing: AtomicUsize::new(0),
             written: Notify::new(),
             gather: Notify::new(),
-            spare_rows: Mutex::new(Vec::new()),
+            spares: Mutex::new(Vec::new()),
         });
         let mut judge = Judge::new(shared.window());
         let mut scratch = Vec::new();
@@ -127,8 +127,6 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
         let mut queue: VecDeque<Batch<D::Rows>> = VecDeque::new();
         // The permit that the first one waits for. It still gathers: where streams share the writers, it is written the fuller.
         let mut turn = None;
-        // Settled, their memory kept for the next ones as long as there is a backlog.
-        let mut spares: Vec<Batch<D::Rows>> = Vec::new();
         let mut tasks = JoinSet::new();
         let (chunks, mut incoming) = mpsc::channel(CHUNKS_AHEAD);
         tasks.spawn(read(source, chunks, stop, Arc::clone(&shared)));
@@ -153,8 +151,7 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                 if !reading {
                     return Ok(());
                 }
-                spares.clear();
-                shared.spare_rows().clear();
+                shared.spares().clear();
             }
             let may_read = reading && queue.len() <= 1 && queue.back().is_none_or(|batch| !batch.full);
             let overdue = queue
@@ -167,9 +164,7 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                 () = abort.cancelled() => return Ok(()),
                 // 2. A batch is settled, or a bug came to light.
                 Some(ended) = tasks.join_next() => match ended {
-                    Ok(result) => if let Some(batch) = result? && spares.len() < writers_max {
-                        spares.push(batch);
-                    },
+                    Ok(result) => result?,
                     Err(panic) => return Err(Bug(format!("a task of the {} lane panicked: {panic}", shared.settings.metrics.lane))),
                 },
                 // 3. A batch is written: the next may start before it is settled.
@@ -186,7 +181,7 @@ impl<S: Source, D: Destination, T: Settle> Lane<S, D, T> {
                     None => reading = false,
                     Some(delivered) => {
                         judge.window = shared.window();
-                        shared.take(delivered, &mut queue, &mut spares, &mut judge, &mut scratch, rows_max);
+                        shared.take(delivered, &mut queue, &mut judge, &mut scratch, rows_max);
                     }
                 },
                 // 6. A batch has waited for long enough: it may take another connection.
@@ -215,13 +210,13 @@ async fn read<S: Source, D: Destination, T>(
     chunks: mpsc::Sender<Delivered>,
     stop: CancellationToken,
     shared: Arc<Shared<D, T>>,
-) -> Result<Option<Batch<D::Rows>>, Bug> {
+) -> Result<(), Bug> {
     loop {
         match source.next(&stop).await {
             Ok(Some(delivered)) => {
                 let few = delivered.entries.len() < FEW && !delivered.ahead;
                 if chunks.send(delivered).await.is_err() {
-                    return Ok(None);
+                    return Ok(());
                 }
                 // While a batch is being written more gathers in the stream as well as here; asking for every single entry
                 // would only keep Redis and this core busy.
@@ -229,31 +224,26 @@ async fn read<S: Source, D: Destination, T>(
                     let _ = tokio::time::timeout(GATHER_PAUSE, shared.gather.notified()).await;
                 }
             }
-            Ok(None) => return Ok(None),
+            Ok(None) => return Ok(()),
             Err(WriteError::Bug(error) | WriteError::Away(error)) => return Err(Bug(error)),
         }
     }
 }
 
-/// Makes a batch durable, then settles it. Each step is tried until it is done. Returns the batch, which is done with.
+/// Makes a batch durable, then settles it. Each step is tried until it is done.
 async fn deliver<D: Destination, T: Settle>(
     shared: Arc<Shared<D, T>>,
     mut batch: Batch<D::Rows>,
     permit: OwnedSemaphorePermit,
-) -> Result<Option<Batch<D::Rows>>, Bug> {
+) -> Result<(), Bug> {
     let settings = &shared.settings;
     let metrics = &settings.metrics;
     metrics.batches_in_flight.increment(1.0);
     metrics.batch_events.record(batch.rows.len() as f64);
-    let written = shared.write(&mut batch, Some(permit)).await?;
+    let written = shared.write(&mut batch.rows, Some(permit)).await?;
     shared.writing.fetch_sub(1, Ordering::AcqRel);
     shared.written.notify_one();
     shared.gather.notify_waiters();
-
-    let may_be_lost = shared.destination.beside_stream();
-    if !may_be_lost {
-        shared.keep(&mut batch.rows);
-    }
 
     metrics.events_written.increment(written.new);
     metrics.events_duplicate.increment(written.duplicates);
@@ -276,6 +266,14 @@ async fn deliver<D: Destination, T: Settle>(
         let traceparent = batch.traceparent(*id).unwrap_or_default();
         tracing::warn!(stream = settings.stream, events, entry = %id, code, reason, traceparent, "events are set aside; this is the first of them");
     }
+    // What settling has no use for serves other batches: many may settle at once while Redis waits for its own log.
+    let in_hand = batch.let_go();
+    let mut may_be_lost = if shared.destination.beside_stream() {
+        Some(batch)
+    } else {
+        shared.keep(batch);
+        None
+    };
     let mut outage = settings.stream_outage.clone();
     let mut pauses = Pauses::new();
     loop {
@@ -295,19 +293,21 @@ async fn deliver<D: Destination, T: Settle>(
             Err(WriteError::Away(error)) => {
                 outage.failed(&error);
                 tokio::time::sleep(pauses.next(rand::random())).await;
-                if may_be_lost {
+                if let Some(batch) = &mut may_be_lost {
                     // Without effect, but for what was lost with the server that failed.
-                    shared.write(&mut batch, None).await?;
+                    shared.write(&mut batch.rows, None).await?;
                 }
             }
             Err(WriteError::Bug(error)) => return Err(Bug(error)),
         }
     }
     metrics.batches_in_flight.decrement(1.0);
-    shared.keep(&mut batch.rows);
-    // Only now are its entries no longer in hand.
-    batch.let_go();
-    Ok(Some(batch))
+    // Only now are its entries in hand no longer.
+    drop(in_hand);
+    if let Some(batch) = may_be_lost {
+        shared.keep(batch);
+    }
+    Ok(())
 }
 
 impl<D: Destination, T: Settle> Shared<D, T> {
@@ -315,19 +315,16 @@ impl<D: Destination, T: Settle> Shared<D, T> {
         Window::around((self.settings.now_us)(), self.settings.events.age_max, self.settings.events.skew_max)
     }
 
-    fn spare_rows(&self) -> MutexGuard<'_, Vec<D::Rows>> {
-        self.spare_rows.lock().unwrap_or_else(PoisonError::into_inner)
+    fn spares(&self) -> MutexGuard<'_, Vec<Batch<D::Rows>>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the memory of rows that are done with, if there are any.
-    fn keep(&self, rows: &mut D::Rows) {
-        if !rows.is_empty() {
-            let mut rows = std::mem::take(rows);
-            rows.clear();
-            let mut kept = self.spare_rows();
-            if kept.len() < ROWS_KEPT {
-                kept.push(rows);
-            }
+    /// Keeps the memory of a batch that is done with, and was let go.
+    fn keep(&self, mut batch: Batch<D::Rows>) {
+        batch.rows.clear();
+        let mut spares = self.spares();
+        if spares.len() < SPARES_MAX {
+            spares.push(batch);
         }
     }
 
@@ -336,7 +333,6 @@ impl<D: Destination, T: Settle> Shared<D, T> {
         &self,
         delivered: Delivered,
         queue: &mut VecDeque<Batch<D::Rows>>,
-        spares: &mut Vec<Batch<D::Rows>>,
         judge: &mut Judge,
         scratch: &mut Vec<u8>,
         rows_max: usize,
@@ -350,8 +346,8 @@ impl<D: Destination, T: Settle> Shared<D, T> {
             if let Some(batch) = queue.back_mut() {
                 batch.full = true;
             }
-            let rows = self.spare_rows().pop().unwrap_or_default();
-            queue.push_back(spares.pop().map_or_else(Batch::new, Batch::again).with(rows));
+            let spare = self.spares().pop();
+            queue.push_back(spare.map_or_else(Batch::new, Batch::again));
         }
         let Some(batch) = queue.back_mut() else { return };
         batch.alone = delivered.alone;
@@ -368,12 +364,12 @@ impl<D: Destination, T: Settle> Shared<D, T> {
         Arc::clone(&self.settings.writers).acquire_owned().await.map_err(|closed| Bug(closed.to_string()))
     }
 
-    /// Writes a batch, by the permit that it comes with first.
-    async fn write(&self, batch: &mut Batch<D::Rows>, mut permit: Option<OwnedSemaphorePermit>) -> Result<Written, Bug> {
+    /// Writes the rows of a batch, by the permit that it comes with first.
+    async fn write(&self, rows: &mut D::Rows, mut permit: Option<OwnedSemaphorePermit>) -> Result<Written, Bug> {
         let mut outage = self.settings.destination_outage.clone();
         let mut pauses = Pauses::new();
         loop {
-            if batch.rows.is_empty() {
+            if rows.is_empty() {
                 return Ok(Written::default());
             }
             let leave = match permit.take() {
@@ -381,7 +377,7 @@ impl<D: Destination, T: Settle> Shared<D, T> {
                 None => self.permit().await?,
             };
             let began = Instant::now();
-            let result = self.destination.write(&mut batch.rows).await;
+            let result = self.destination.write(rows).await;
             // Pauses of an outage are not spent holding it.
             drop(leave);
             self.settings.metrics.write_duration.record(began.elapsed().as_secs_f64());

@@ -26,9 +26,11 @@ pub(super) struct Batch<R> {
     pub(super) alone: bool,
     /// More that was delivered with it is about to come.
     pub(super) more: bool,
-    /// Keep the entries in hand until the batch is dropped.
-    holds: Vec<Box<dyn Any + Send + Sync>>,
+    holds: Holds,
 }
+
+/// What keeps the entries of a batch in hand until it is dropped.
+pub(super) type Holds = Vec<Box<dyn Any + Send + Sync>>;
 
 impl<R: Rows> Batch<R> {
     pub(super) fn new() -> Self {
@@ -46,22 +48,17 @@ impl<R: Rows> Batch<R> {
         }
     }
 
-    /// A new batch in the memory of one that was let go.
+    /// A new batch in the memory of one that is done with.
     pub(super) fn again(self) -> Self {
         Self { since: Instant::now(), bytes: 0, full: false, alone: false, more: false, ..self }
     }
 
-    /// The same, with rows to fill.
-    pub(super) fn with(self, rows: R) -> Self {
-        Self { rows, ..self }
-    }
-
-    /// Forgets its entries, so that they are in hand no longer.
-    pub(super) fn let_go(&mut self) {
+    /// Forgets its entries. They are in hand until what this returns is dropped.
+    pub(super) fn let_go(&mut self) -> Holds {
         self.entries.clear();
         self.events.clear();
         self.dead.clear();
-        self.holds.clear();
+        std::mem::take(&mut self.holds)
     }
 
     /// Judges every event of what was delivered.

@@ -507,26 +507,3 @@ async fn own_pending(
     let rows: Vec<(String, String, u64, u64)> = query(redis, key, &command).await?;
     Ok(rows.iter().filter_map(|(id, _, _, deliveries)| Some((id.parse().ok()?, *deliveries))).collect())
 }
-
-/// Ids of all entries that are pending for this consumer and were idle for at least `idle`.
-///
-/// # Errors
-/// Redis is away or refuses.
-pub(super) async fn all_own_pending(
-    redis: &Redis,
-    key: &str,
-    group: &str,
-    consumer: &str,
-    idle: Duration,
-) -> Result<Vec<EntryId>, RedisError> {
-    let mut all = Vec::new();
-    let mut after = EntryId::default();
-    loop {
-        let page = own_pending(redis, key, group, consumer, after, idle).await?;
-        all.extend(page.iter().map(|(id, _)| *id));
-        match page.last() {
-            Some((last, _)) if page.len() == CLAIM_COUNT => after = *last,
-            _ => return Ok(all),
-        }
-    }
-}

@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::redis::Pipeline;
 
 use super::error::RedisError;
-use super::group::all_own_pending;
 use super::{Line, Redis, query};
 use crate::config::Streams;
 use crate::seam::{Answer, DeadBody, EntryId, Setaside, Settle, Settlement, WriteError};
@@ -41,6 +40,23 @@ for _ = 1, tonumber(ARGV[4]) do
 end
 return redis.call('XTRIM', KEYS[2], 'MAXLEN', ARGV[3])
 ";
+
+/// Claims a consumer's entries for itself, in one step: a server that is slow to answer is asked once for a thousand, and what
+/// another consumer took over stays with that one. It takes no memory to speak of, so a server that has none left runs it as well.
+const CLAIM_OWN: &str = "#!lua flags=allow-oom
+local key, group, consumer, idle, to, after, count = KEYS[1], unpack(ARGV)
+local found = redis.call('XPENDING', key, group, 'IDLE', idle, after, '+', count, consumer)
+if #found == 0 then return {0, ''} end
+local claim = {'XCLAIM', key, group, consumer, idle}
+for _, entry in ipairs(found) do claim[#claim+1] = entry[1] end
+claim[#claim+1] = 'IDLE'
+claim[#claim+1] = to
+claim[#claim+1] = 'JUSTID'
+redis.call(unpack(claim))
+return {#found, found[#found][1]}
+";
+/// Entries that it takes at a time: they keep the server for some milliseconds.
+const CLAIM_MAX: usize = 1_000;
 
 /// Removes consumers that hold nothing: the one named, or all that were idle for long. Checked and done in one step, so that
 /// no pending entry can be discarded, whoever else cleans at the same time.
@@ -176,19 +192,21 @@ impl Settler {
         Ok(())
     }
 
-    /// Claims entries that were idle for at least `from` for this worker again and gives them the idle time `to`: 0 renews
-    /// them, a long one leaves them to the next.
-    async fn claim(&self, ids: &[EntryId], from: Duration, to: Duration) -> Result<(), RedisError> {
-        for ids in ids.chunks(IDS_MAX) {
-            let mut command = ::redis::cmd("XCLAIM");
-            command.arg(&self.key).arg(&self.group).arg(&self.consumer).arg(from.as_millis() as u64);
-            for id in ids {
-                command.arg(id.to_string());
+    /// Claims all of this worker's pending entries that were idle for at least `from` for it again and gives them the idle time
+    /// `to`: 0 renews them, a long one leaves them to the next. Returns how many.
+    async fn claim_own(&self, from: Duration, to: Duration) -> Result<usize, RedisError> {
+        let (mut after, mut claimed) = ("-".to_owned(), 0);
+        loop {
+            let mut command = ::redis::cmd("EVAL");
+            command.arg(CLAIM_OWN).arg(1).arg(&self.key).arg(&self.group).arg(&self.consumer);
+            command.arg(from.as_millis() as u64).arg(to.as_millis() as u64).arg(&after).arg(CLAIM_MAX);
+            let (found, last): (usize, String) = query(&self.redis, &self.key, &command).await?;
+            claimed += found;
+            if found < CLAIM_MAX {
+                return Ok(claimed);
             }
-            command.arg("IDLE").arg(to.as_millis() as u64).arg("JUSTID");
-            let _: ::redis::Value = query(&self.redis, &self.key, &command).await?;
+            after = format!("({last}");
         }
-        Ok(())
     }
 
     /// Renews the idle time of what has been this worker's for a third of `AEGIS_CLAIM_IDLE` or longer. Returns how many.
@@ -199,11 +217,7 @@ impl Settler {
     /// # Errors
     /// Redis is away or refuses.
     pub async fn renew(&self) -> Result<usize, RedisError> {
-        let idle = self.claim_idle / 3;
-        let old = all_own_pending(&self.redis, &self.key, &self.group, &self.consumer, idle).await?;
-        // What another worker took over in between was idle for less: it stays theirs.
-        self.claim(&old, idle, Duration::ZERO).await?;
-        Ok(old.len())
+        self.claim_own(self.claim_idle / 3, Duration::ZERO).await
     }
 
     /// Leaves the group: what is still pending for this worker is left for others to take at once, and the consumer is removed
@@ -212,11 +226,10 @@ impl Settler {
     /// # Errors
     /// Redis is away or refuses; the entries are taken over after `AEGIS_CLAIM_IDLE` then.
     pub async fn leave(&self) -> Result<usize, RedisError> {
-        let left = all_own_pending(&self.redis, &self.key, &self.group, &self.consumer, Duration::ZERO).await?;
         // Any idle time above everybody's AEGIS_CLAIM_IDLE will do; a day is the longest that can be set.
-        self.claim(&left, Duration::ZERO, Duration::from_hours(48)).await?;
+        let left = self.claim_own(Duration::ZERO, Duration::from_hours(48)).await?;
         self.remove_consumers(&self.consumer, Duration::ZERO).await?;
-        Ok(left.len())
+        Ok(left)
     }
 
     async fn remove_consumers(&self, name: &str, idle: Duration) -> Result<u64, RedisError> {

@@ -136,20 +136,28 @@ async fn a_server_without_memory_for_dead_letters_keeps_the_entries_until_there_
     let bad: Vec<_> = (0..50).map(|n| json!({"session_id": format!("bad{n}")})).collect();
     send_each(&mut redis, &stream, &bad).await;
     send_each(&mut redis, &stream, &interactions(0..50)).await;
-    // The group is there already: making it would need memory as well.
-    let mut group = redis::cmd("XGROUP");
-    let _: String = group.arg("CREATE").arg(&stream).arg("aegis").arg("0").query_async(&mut redis).await.unwrap();
-    let worker = Worker::start(&space, &[LANE, ("AEGIS_CONSUMER", "it")]);
+    let lock = TableLock::take(&space, "interaction_logs").await;
+    let worker = Worker::start(&space, &[LANE, ("AEGIS_CONSUMER", "it"), ("AEGIS_CLAIM_IDLE", "1s")]);
+    // Without memory nothing more would be delivered.
+    until_pending(&mut redis, &stream, 100).await;
     let full = async |redis: &mut redis::aio::MultiplexedConnection, limit: &str| {
         let _: String = redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit).query_async(redis).await.unwrap();
     };
     full(&mut redis, "1").await;
+    lock.release().await;
+    let database = space.database().await;
+    until("the rows", LONG, async || (stores::count(&database, "interaction_logs").await == 50).then_some(())).await;
     until("the worker to be told", LONG, async || says(&worker, "OOM").then_some(())).await;
+    // Meanwhile they stay this worker's.
+    let renewed = async || worker.metrics().await.get("aegis_renewed_total", &[("lane", "interactions")]);
+    let before = renewed().await;
+    until("what is in hand to be renewed", LONG, async || (renewed().await >= before + 200.0).then_some(())).await;
     assert_eq!(stores::length(&mut redis, &space.dead("interactions")).await, 0);
+    assert_eq!(pending(&mut redis, &stream).await.len(), 100);
     full(&mut redis, "0").await;
     settled(&space, &["interactions"]).await;
     assert_eq!(stores::dead_letters(&mut redis, &space.dead("interactions")).await.len(), 50);
-    each_is_one_row(&space.database().await, 0..50).await;
+    each_is_one_row(&database, 0..50).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
