@@ -63,8 +63,9 @@ fn long_key<'e>(event: &mut Reader<'e>, bad_key: &mut Option<Fault>) -> Result<&
     match event.read_whole().map_err(torn)? {
         (Value::Text(key), _) => Ok(key),
         (other, _) => {
-            let reason = || format!("a key of the event is {}: keys are texts", other.kind());
-            bad_key.get_or_insert_with(|| Fault::new(Code::InvalidField, reason()));
+            bad_key.get_or_insert_with(|| {
+                Fault::new(Code::InvalidField, format!("a key of the event is {}: keys are texts", other.kind()))
+            });
             Ok(&[])
         }
     }

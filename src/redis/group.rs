@@ -232,7 +232,7 @@ impl GroupReader {
         let held = self.in_hand.ids();
         self.suspect = self.suspect.filter(|(id, _)| held.contains(id));
         self.suspects_wait &= after != EntryId::default();
-        let pending = own_pending(&self.redis, &self.settings.key, group, consumer, after, Duration::ZERO).await?;
+        let pending = own_pending(&self.redis, &self.settings.key, group, consumer, after).await?;
         let next = (pending.len() == CLAIM_COUNT).then(|| pending.last().map(|(id, _)| *id)).flatten();
         for &(id, deliveries) in pending.iter().filter(|(id, _)| !held.contains(id)) {
             let deliveries = deliveries + 1;
@@ -491,19 +491,16 @@ async fn create_group(redis: &Redis, key: &str, group: &str, read: u64) -> Resul
     }
 }
 
-/// This consumer's pending entries above `after` that were idle for at least `idle`, at most [`CLAIM_COUNT`], and how often
-/// each was delivered. Unlike a read of the own history it leaves that count as it is.
+/// This consumer's pending entries above `after`, at most [`CLAIM_COUNT`], and how often each was delivered. Unlike a read of the own history it leaves that count as it is.
 async fn own_pending(
     redis: &Redis,
     key: &str,
     group: &str,
     consumer: &str,
     after: EntryId,
-    idle: Duration,
 ) -> Result<Vec<(EntryId, u64)>, RedisError> {
     let mut command = ::redis::cmd("XPENDING");
-    command.arg(key).arg(group).arg("IDLE").arg(idle.as_millis() as u64);
-    command.arg(format!("({after}")).arg("+").arg(CLAIM_COUNT).arg(consumer);
+    command.arg(key).arg(group).arg(format!("({after}")).arg("+").arg(CLAIM_COUNT).arg(consumer);
     let rows: Vec<(String, String, u64, u64)> = query(redis, key, &command).await?;
     Ok(rows.iter().filter_map(|(id, _, _, deliveries)| Some((id.parse().ok()?, *deliveries))).collect())
 }

@@ -41,16 +41,25 @@ fn ask_everything(payload: Payload<'_>) -> (u32, u32) {
         assert!(!reason.is_empty() && reason.len() < 500 && !reason.contains('\n'), "{reason:?}");
     };
     let answers = kinds.map(|kind| {
-        let mut sound = 0;
-        let events = each_event(payload, &mut Vec::new(), |_, event| kind(event).inspect(|()| sound += 1));
+        let mut sound = Vec::new();
+        let events = each_event(payload, &mut Vec::new(), |index, event| {
+            let from = event.position();
+            kind(event).inspect(|()| sound.push((index, event.since(from).to_vec())))
+        });
+        let events_sound = sound.len() as u32;
         match events {
             Ok(Events { count, faulty }) => {
-                assert_eq!(sound + faulty.len() as u32, count);
+                assert_eq!(events_sound + faulty.len() as u32, count);
+                for (index, map) in sound {
+                    let alone = event_alone(payload, index).expect("its bytes");
+                    // A sound one stands there as it came: JSON as JSON, the other as what was read.
+                    assert!(matches!(payload, Payload::Json(_)) || alone == map, "event {index}");
+                }
                 for (index, raw, fault) in faulty {
                     assert_eq!(event_alone(payload, index), Some(raw));
                     told(&fault);
                 }
-                (Ok(count), sound)
+                (Ok(count), events_sound)
             }
             Err(fault) => {
                 told(&fault);
