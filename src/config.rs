@@ -4,18 +4,18 @@
 //! against it by tests. [`Config::load`] turns text into typed, bounded values; a bad one is a [`Bad`] that names the
 //! variable, what it was and what would do.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
 use crate::tls::{self, Tls, Unfit};
 
+mod given;
 mod parse;
 mod redis_address;
 mod settings;
+mod streams;
+pub use given::{Bad, Given};
 pub use parse::duration;
 use parse::{
     DAY_MS, api_keys, boolean, consumer, database_url, duration_or_never, http_url, integer, lanes, log_filter, name, space,
@@ -24,67 +24,7 @@ use parse::{
 pub use redis_address::RedisAddress;
 use redis_address::redis_address;
 pub use settings::{SETTINGS, Setting};
-
-/// Where interactions, session updates and vectors come in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Lane {
-    /// Turns of voice interactions, to `interaction_logs`.
-    Interactions,
-    /// Session updates, to `session_events`, `sessions` and the Redis hash.
-    Sessions,
-    /// Vectors, to Chroma.
-    Embeddings,
-    /// The same vectors out of the same streams, to `embedding_log`, from which a lost collection is rebuilt.
-    Archive,
-}
-
-impl Lane {
-    /// All lanes, in the order in which they are listed to people.
-    pub const ALL: [Self; 4] = [Self::Interactions, Self::Sessions, Self::Embeddings, Self::Archive];
-    /// Those with streams of their own: what producers write to.
-    pub const PRODUCED: [Self; 3] = [Self::Interactions, Self::Sessions, Self::Embeddings];
-
-    /// The name in stream keys, settings and metric labels.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Interactions => "interactions",
-            Self::Sessions => "sessions",
-            Self::Embeddings => "embeddings",
-            Self::Archive => "archive",
-        }
-    }
-
-    /// The lane whose streams it reads, and whose dead letters are its own.
-    #[must_use]
-    pub const fn source(self) -> Self {
-        match self {
-            Self::Interactions | Self::Sessions | Self::Embeddings => self,
-            Self::Archive => Self::Embeddings,
-        }
-    }
-
-    /// Whether the lane writes to PostgreSQL (the others write to Chroma).
-    pub const fn needs_database(self) -> bool {
-        !matches!(self, Self::Embeddings)
-    }
-}
-
-impl fmt::Display for Lane {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Lane {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|lane| lane.name() == text)
-            .ok_or_else(|| "one of interactions, sessions, embeddings, archive".to_owned())
-    }
-}
+pub use streams::{Lane, Streams};
 
 /// A text that is never printed: passwords, tokens, URLs that carry them.
 #[derive(Clone, PartialEq, Eq)]
@@ -106,64 +46,6 @@ impl From<String> for Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[not shown]")
-    }
-}
-
-/// A setting that cannot be used: one line for a person.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{variable} is {was}: {wanted}")]
-pub struct Bad {
-    /// The variable as the environment spells it.
-    pub variable: String,
-    /// What it was; a secret is not shown.
-    pub was: String,
-    /// What would do.
-    pub wanted: String,
-}
-
-/// Streams, group and naming in Redis.
-#[derive(Clone, Debug)]
-pub struct Streams {
-    /// Prefix of every key.
-    pub prefix: String,
-    /// The consumer group.
-    pub group: String,
-    /// This worker's name in the group.
-    pub consumer: String,
-    /// Streams a lane; with 1 the stream has no hash tag.
-    pub partitions: u16,
-}
-
-impl Streams {
-    /// The stream of a lane and partition, as producers write it.
-    pub fn key(&self, lane: Lane, partition: u16) -> String {
-        let lane = lane.source();
-        if self.partitions == 1 { format!("{}:{lane}", self.prefix) } else { format!("{}:{lane}:{{{partition}}}", self.prefix) }
-    }
-
-    /// The same streams as a lane reads them: through a group of its own where another lane reads them too, so that neither
-    /// waits for the other's store.
-    #[must_use]
-    pub fn of(&self, lane: Lane) -> Self {
-        match lane {
-            Lane::Interactions | Lane::Sessions | Lane::Embeddings => self.clone(),
-            Lane::Archive => Self { group: format!("{}-archive", self.group), ..self.clone() },
-        }
-    }
-
-    /// All streams of a lane.
-    pub fn keys(&self, lane: Lane) -> Vec<String> {
-        (0..self.partitions).map(|partition| self.key(lane, partition)).collect()
-    }
-
-    /// Where the dead letters of a stream stand.
-    pub fn dead(stream: &str) -> String {
-        format!("{stream}:dead")
-    }
-
-    /// The hash that holds a session's state.
-    pub fn session(&self, session_id: &str) -> String {
-        format!("{}:session:{session_id}", self.prefix)
     }
 }
 
@@ -352,110 +234,6 @@ pub struct Config {
     /// Variables that look like settings and are none, in words: worth a warning, never a reason not to start, since
     /// orchestrators inject variables of their own.
     pub unknown: Vec<String>,
-}
-
-/// Settings as text, before they are judged: what was given, by variable name.
-#[derive(Clone, Default)]
-pub struct Given(HashMap<String, String>);
-
-impl Given {
-    /// Reads the process environment, then `.env` of the working directory for what the environment leaves unset.
-    pub fn from_environment() -> Result<Self, Bad> {
-        let mut given = HashMap::new();
-        match dotenvy::from_path_iter(Path::new(".env")) {
-            Ok(lines) => {
-                for line in lines {
-                    let (name, value) = line.map_err(|_| Bad {
-                        variable: ".env".to_owned(),
-                        was: "not readable as NAME=value lines".to_owned(),
-                        wanted: "quote values that hold spaces or '#', one variable a line".to_owned(),
-                    })?;
-                    given.insert(name, value);
-                }
-            }
-            Err(error) if error.not_found() => {}
-            Err(_) => {
-                return Err(Bad {
-                    variable: ".env".to_owned(),
-                    was: "not readable".to_owned(),
-                    wanted: "let this user read it, or remove it".to_owned(),
-                });
-            }
-        }
-        // Empty variables must not hide a value of `.env`: an empty setting counts as unset.
-        for (name, value) in std::env::vars_os() {
-            let Some(name) = name.into_string().ok().filter(|name| name.starts_with("AEGIS_")) else { continue };
-            let value = value.into_string().map_err(|_| Bad {
-                variable: name.clone(),
-                was: "not valid UTF-8".to_owned(),
-                wanted: "write it in UTF-8".to_owned(),
-            })?;
-            if !value.is_empty() {
-                given.insert(name, value);
-            }
-        }
-        Ok(Self(given))
-    }
-
-    /// Settings out of pairs, for tests and for embedding.
-    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        Self(pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
-    }
-
-    /// Lets a flag win over what was given before.
-    pub fn set(&mut self, variable: &str, value: String) {
-        // `--redis-url` must also win over AEGIS_REDIS_URL_FILE.
-        self.0.remove(&format!("{variable}_FILE"));
-        self.0.insert(variable.to_owned(), value);
-    }
-
-    fn unknown(&self) -> Vec<String> {
-        let mut unknown: Vec<_> = (self.0.keys())
-            .filter(|name| name.starts_with("AEGIS_") && !settings::knows(name))
-            .map(|name| match settings::nearest(name) {
-                Some(near) => format!("{name} is not a setting; did you mean {near}?"),
-                None => format!("{name} is not a setting"),
-            })
-            .collect();
-        unknown.sort_unstable();
-        unknown
-    }
-
-    fn text(&self, variable: &str) -> Result<Option<String>, Bad> {
-        let plain = self.0.get(variable).filter(|value| !value.is_empty());
-        let file_variable = format!("{variable}_FILE");
-        let file = self.0.get(&file_variable).filter(|value| !value.is_empty() && settings::find(variable).secret);
-        match (plain, file) {
-            (Some(_), Some(_)) => Err(Bad {
-                variable: file_variable,
-                was: format!("set beside {variable}"),
-                wanted: "set one of the two".to_owned(),
-            }),
-            (Some(value), None) => Ok(Some(value.clone())),
-            (None, Some(path)) => match std::fs::read_to_string(path) {
-                Ok(text) => Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned()).filter(|text| !text.is_empty())),
-                Err(error) => Err(Bad {
-                    variable: file_variable,
-                    was: format!("{path:?}, which cannot be read ({})", error.kind()),
-                    wanted: format!("name a file that this user can read and that holds {variable}"),
-                }),
-            },
-            (None, None) => Ok(settings::find(variable).default.map(str::to_owned)),
-        }
-    }
-
-    fn parse<T>(&self, variable: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, Bad> {
-        let value = self.text(variable)?.unwrap_or_default();
-        parse(&value).map_err(|wanted| Bad {
-            variable: variable.to_owned(),
-            was: if settings::find(variable).secret {
-                "not usable (its value is not shown)".to_owned()
-            } else {
-                format!("{value:?}")
-            },
-            wanted: format!("expected {wanted}"),
-        })
-    }
 }
 
 impl Config {
