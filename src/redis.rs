@@ -10,6 +10,7 @@ mod error;
 mod group;
 mod hold;
 pub mod inspect;
+mod pending;
 mod reply;
 pub mod session_rebuild;
 pub mod sessions;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::RedisError;
 use super::hold::InHand;
 use super::inspect::{self, Losses};
+use super::pending::{self, CLAIM_COUNT};
 use super::wire::{Chunk, READ_BYTES, Wire};
 use super::{Place, Redis, query, trim};
 use crate::config::Streams;
@@ -26,8 +27,6 @@ const CLAIM_EVERY_MAX: Duration = Duration::from_secs(2);
 const CLAIM_STREAMS: u16 = 16;
 /// Between two looks for entries that are trimmed away unread, while there is a backlog: reading on wipes the trace of them.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Pending entries looked at or claimed by one command.
-const CLAIM_COUNT: usize = 1000;
 
 /// How long the server waits while suspects wait for their turn.
 const BLOCK_SHORT: Duration = Duration::from_millis(20);
@@ -35,6 +34,8 @@ const BLOCK_SHORT: Duration = Duration::from_millis(20);
 /// Which part of the stream comes next.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
+    /// Whether there are such as come next.
+    Look,
     /// Own pending entries above this id that are not in hand: their delivery was lost, or they were just taken over.
     Own(EntryId),
     /// Entries of others that were idle for long become own ones, from this cursor on.
@@ -216,10 +217,21 @@ impl GroupReader {
     /// Sends the next command and reads the head of its reply.
     async fn ask(&mut self) -> Result<(), RedisError> {
         match self.phase {
+            Phase::Look => self.look_for_own().await,
             Phase::Own(after) => self.ask_own(after).await,
             Phase::Others(cursor) => self.ask_others(cursor).await,
             Phase::New => self.ask_new().await,
         }
+    }
+
+    /// Goes through the own pending entries only if there are more of them than are in hand, for with a backlog there are tens of
+    /// thousands. One in nobody's hand may hide behind one that is held still and acknowledged just now: the next look will tell.
+    async fn look_for_own(&mut self) -> Result<(), RedisError> {
+        let Streams { group, consumer, .. } = &self.streams;
+        let held = self.in_hand.count();
+        let pending = pending::count_of(&self.redis, &self.settings.key, group, consumer).await?;
+        self.phase = if pending > held { Phase::Own(EntryId::default()) } else { self.after_own() };
+        Ok(())
     }
 
     /// Claims own pending entries that are not in hand. Unlike a read of the own history this delivers nothing that is.
@@ -232,7 +244,7 @@ impl GroupReader {
         let held = self.in_hand.ids();
         self.suspect = self.suspect.filter(|(id, _)| held.contains(id));
         self.suspects_wait &= after != EntryId::default();
-        let pending = own_pending(&self.redis, &self.settings.key, group, consumer, after).await?;
+        let pending = pending::of(&self.redis, &self.settings.key, group, consumer, after).await?;
         let next = (pending.len() == CLAIM_COUNT).then(|| pending.last().map(|(id, _)| *id)).flatten();
         for &(id, deliveries) in pending.iter().filter(|(id, _)| !held.contains(id)) {
             let deliveries = deliveries + 1;
@@ -339,7 +351,7 @@ impl GroupReader {
     fn look_back_in_time(&mut self) {
         if Instant::now() >= self.claim_at {
             self.others = Some(EntryId::default());
-            self.phase = Phase::Own(EntryId::default());
+            self.phase = Phase::Look;
         } else if self.suspects_wait && self.suspect.is_none_or(|(id, _)| !self.in_hand.ids().contains(&id)) {
             self.phase = Phase::Own(EntryId::default());
         }
@@ -489,18 +501,4 @@ async fn create_group(redis: &Redis, key: &str, group: &str, read: u64) -> Resul
         Err(RedisError::Unexpected(text)) if text.starts_with("BUSYGROUP") => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// This consumer's pending entries above `after`, at most [`CLAIM_COUNT`], and how often each was delivered. Unlike a read of the own history it leaves that count as it is.
-async fn own_pending(
-    redis: &Redis,
-    key: &str,
-    group: &str,
-    consumer: &str,
-    after: EntryId,
-) -> Result<Vec<(EntryId, u64)>, RedisError> {
-    let mut command = ::redis::cmd("XPENDING");
-    command.arg(key).arg(group).arg(format!("({after}")).arg("+").arg(CLAIM_COUNT).arg(consumer);
-    let rows: Vec<(String, String, u64, u64)> = query(redis, key, &command).await?;
-    Ok(rows.iter().filter_map(|(id, _, _, deliveries)| Some((id.parse().ok()?, *deliveries))).collect())
 }

@@ -75,6 +75,11 @@ impl InHand {
         Hold { number, in_hand: self.clone(), _room: room }
     }
 
+    /// How many entries are in hand.
+    pub(super) fn count(&self) -> usize {
+        self.lock().chunks.values().map(|ids| ids.len()).sum()
+    }
+
     /// All entries in hand.
     pub fn ids(&self) -> HashSet<EntryId> {
         self.lock().chunks.values().flat_map(|ids| ids.iter().copied()).collect()

@@ -59,8 +59,8 @@ return {#found, found[#found][1]}
 const CLAIM_MAX: usize = 1_000;
 
 /// Removes consumers that hold nothing: the one named, or all that were idle for long. Checked and done in one step, so that
-/// no pending entry can be discarded, whoever else cleans at the same time.
-const REMOVE_CONSUMERS: &str = "#!lua
+/// no pending entry can be discarded, whoever else cleans at the same time. It frees memory, so a server without any runs it too.
+const REMOVE_CONSUMERS: &str = "#!lua flags=allow-oom
 local removed = 0
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   local it = {}

@@ -6,7 +6,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::kit::{
-    TableLock, aside, each_is_one_row, interactions, lines, pending, send_each, settled, told, until_pending, until_retries,
+    TableLock, aside, at_work, consumers, each_is_one_row, interactions, lines, pending, send_each, settled, told, until_pending,
+    until_retries,
 };
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::servers::{OwnRedis, free_port};
@@ -138,7 +139,7 @@ async fn a_server_without_memory_for_dead_letters_keeps_the_entries_until_there_
     send_each(&mut redis, &stream, &interactions(0..50)).await;
     let lock = TableLock::take(&space, "interaction_logs").await;
     let worker = Worker::start(&space, &[LANE, ("AEGIS_CONSUMER", "it"), ("AEGIS_CLAIM_IDLE", "1s")]);
-    // Without memory nothing more would be delivered.
+    // Without memory no group could be made.
     until_pending(&mut redis, &stream, 100).await;
     let full = async |redis: &mut redis::aio::MultiplexedConnection, limit: &str| {
         let _: String = redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit).query_async(redis).await.unwrap();
@@ -158,6 +159,20 @@ async fn a_server_without_memory_for_dead_letters_keeps_the_entries_until_there_
     settled(&space, &["interactions"]).await;
     assert_eq!(stores::dead_letters(&mut redis, &space.dead("interactions")).await.len(), 50);
     each_is_one_row(&database, 0..50).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_memory_is_left_without_a_trace() {
+    let own = aside(OwnRedis::new);
+    let space = on("redis_full_left", &own).await;
+    let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
+    let mut worker = Worker::start(&space, &[LANE]);
+    at_work(&space, &worker, "interactions").await;
+    let _: String = redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("1").query_async(&mut redis).await.unwrap();
+    worker.signal(Signal::TERM);
+    let status = worker.wait_exit(LONG);
+    assert!(status.success(), "{status}");
+    assert_eq!(consumers(&mut redis, &stream).await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -67,6 +67,33 @@ async fn entries_of_a_dead_worker_are_taken_over_in_bulk_after_the_claim_idle_ti
     assert!((3..100).contains(&taken), "{taken} calls for 4,000 entries:\n{statistics}");
 }
 
+#[tokio::test]
+async fn entries_that_somebody_claims_for_a_working_consumer_are_taken_in_hand() {
+    let space = Space::new("claimed_for_it").await;
+    let (mut redis, stream) = (space.redis().await, space.stream("interactions"));
+    let ids = send_each(&mut redis, &stream, &interactions(0..50)).await;
+    let _: String = redis::cmd("XGROUP").arg("CREATE").arg(&stream).arg("aegis").arg("0").query_async(&mut redis).await.unwrap();
+    let mut read = redis::cmd("XREADGROUP");
+    read.arg("GROUP").arg("aegis").arg("gone").arg("COUNT").arg(50).arg("STREAMS").arg(&stream).arg(">");
+    let _: redis::Value = read.query_async(&mut redis).await.unwrap();
+    let lock = TableLock::take(&space, "interaction_logs").await;
+    let worker = Worker::start(&space, &[("AEGIS_CONSUMER", "it"), ("AEGIS_CLAIM_IDLE", "1h")]);
+    send_each(&mut redis, &stream, &interactions(50..150)).await;
+    until_pending(&mut redis, &stream, 150).await;
+    let reclaimed = async || worker.metrics().await.get("aegis_entries_reclaimed_total", &[("lane", "interactions")]);
+    assert_eq!(reclaimed().await, 0.0);
+
+    let mut claim = redis::cmd("XCLAIM");
+    claim.arg(&stream).arg("aegis").arg("it").arg(0).arg(&ids).arg("JUSTID");
+    let claimed: Vec<String> = claim.query_async(&mut redis).await.unwrap();
+    assert_eq!(claimed.len(), 50);
+    until("them to be taken in hand, and no other", LONG, async || (reclaimed().await == 50.0).then_some(())).await;
+    lock.release().await;
+    settled(&space, &["interactions"]).await;
+    each_is_one_row(&space.database().await, 0..150).await;
+    assert_eq!(reclaimed().await, 50.0);
+}
+
 /// So many that workers have more delivered to them than they can take in hand while nothing is written.
 const BACKLOG: usize = 60_000;
 
