@@ -34,7 +34,7 @@ const BLOCK_SHORT: Duration = Duration::from_millis(20);
 /// Which part of the stream comes next.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Whether there are such as come next.
+    /// Whether there are more own pending entries than are in hand.
     Look,
     /// Own pending entries above this id that are not in hand: their delivery was lost, or they were just taken over.
     Own(EntryId),

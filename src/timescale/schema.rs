@@ -38,7 +38,7 @@ pub fn newest_version() -> i32 {
 pub async fn migrate(config: &config::Database) -> Result<Migrated, DatabaseError> {
     let (mut client, task) = connect(config).await?;
     let result = migrate_locked(&mut client, &config.policies).await;
-    // Ending the session releases the lock, whatever happened.
+    // Ending the session releases the lock where something went wrong.
     drop(client);
     let _ = tokio::time::timeout(Duration::from_secs(5), task).await;
     result
@@ -60,6 +60,8 @@ async fn migrate_locked(client: &mut Client, wanted: &config::Policies) -> Resul
     let applied = report.applied_migrations().iter().map(ToString::to_string).collect();
     let version = version(client).await?.unwrap_or_default();
     let policies = policies::reconcile(client, wanted).await?;
+    // The server learns of a session's end when the caller has gone on already.
+    client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK_KEY]).await.map_err(failed)?;
     Ok(Migrated { applied, version, policies })
 }
 
