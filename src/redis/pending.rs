@@ -4,7 +4,7 @@ use super::error::RedisError;
 use super::{Redis, query};
 use crate::seam::EntryId;
 
-/// Pending entries looked at or claimed by one command.
+/// Pending entries looked at or claimed by one command: they keep the server for some milliseconds.
 pub(super) const CLAIM_COUNT: usize = 1000;
 
 /// How many entries are pending for a consumer.

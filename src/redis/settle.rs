@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ::redis::Pipeline;
 
 use super::error::RedisError;
+use super::pending::CLAIM_COUNT;
 use super::{Line, Redis, query};
 use crate::config::Streams;
 use crate::seam::{Answer, DeadBody, EntryId, Setaside, Settle, Settlement, WriteError};
@@ -55,8 +56,6 @@ claim[#claim+1] = 'JUSTID'
 redis.call(unpack(claim))
 return {#found, found[#found][1]}
 ";
-/// Entries that it takes at a time: they keep the server for some milliseconds.
-const CLAIM_MAX: usize = 1_000;
 
 /// Removes consumers that hold nothing: the one named, or all that were idle for long. Checked and done in one step, so that
 /// no pending entry can be discarded, whoever else cleans at the same time. It frees memory, so a server without any runs it too.
@@ -199,10 +198,10 @@ impl Settler {
         loop {
             let mut command = ::redis::cmd("EVAL");
             command.arg(CLAIM_OWN).arg(1).arg(&self.key).arg(&self.group).arg(&self.consumer);
-            command.arg(from.as_millis() as u64).arg(to.as_millis() as u64).arg(&after).arg(CLAIM_MAX);
+            command.arg(from.as_millis() as u64).arg(to.as_millis() as u64).arg(&after).arg(CLAIM_COUNT);
             let (found, last): (usize, String) = query(&self.redis, &self.key, &command).await?;
             claimed += found;
-            if found < CLAIM_MAX {
+            if found < CLAIM_COUNT {
                 return Ok(claimed);
             }
             after = format!("({last}");
